@@ -1,0 +1,71 @@
+"""The `mmspeech` command: joins the subcommands, and turns a user's mistake into one line."""
+
+import importlib
+import sys
+
+import typer
+
+from mmspeech import __version__
+from mmspeech.errors import BadItem, UserError
+
+# Imported when named: `mmspeech --help` and `mmspeech score` need not wait for torch.
+COMMANDS = {
+    "prepare": "A corpus on disk -> Lhotse cuts: audio as 16 kHz FLAC, transcripts, speakers, alignments.",
+    "extract": "Cuts -> mouth tracks; cuts -> frames of features.",
+    "cluster": "Frames -> a codebook of hidden units; cuts -> cuts with units; purity against phones.",
+    "pretrain": "Cuts with units -> an encoder, by masked prediction.",
+    "finetune": "An encoder and transcribed cuts -> a recognizer.",
+    "decode": "A recognizer and cuts -> hypotheses, for any streams and noise.",
+    "score": "Hypotheses -> word error rates, tables and a report.",
+    "doctor": "What is installed, what is missing, what it would add and how to get it.",
+}
+
+
+def main() -> None:
+    """Run the command line. Exit code 2 and one line for a user's mistake; a traceback only for our own."""
+    from mmspeech import dist
+
+    try:
+        _app()(standalone_mode=True)
+    except (UserError, BadItem) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `mmspeech ... | head`
+        sys.exit(141)
+    finally:
+        dist.stop()
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        name="mmspeech",
+        help="Multi-modal speech pre-training. The order of work: prepare, extract, cluster, pretrain, finetune, "
+        "decode, score; recipes/*/run.sh runs it all.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+
+    @app.callback(invoke_without_command=True)
+    def options(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+        if version:
+            print(f"mmspeech {__version__}")
+            raise typer.Exit
+
+    wanted = next((word for word in sys.argv[1:] if word in COMMANDS), None)
+    for name, text in COMMANDS.items():
+        if wanted in (None, name):
+            _add(app, name, text, load=wanted == name)
+    return app
+
+
+def _add(app: typer.Typer, name: str, text: str, load: bool) -> None:
+    """Add one command; unless it was named, only its line of help."""
+    if not load:
+        app.command(name, help=text)(lambda: None)
+        return
+    command = importlib.import_module(f"mmspeech.cli.{name}")
+    if hasattr(command, "app"):
+        app.add_typer(command.app, name=name, help=text, no_args_is_help=True)
+    else:
+        app.command(name, help=command.run.__doc__)(command.run)

@@ -1,0 +1,53 @@
+"""Ranks: the same calls work in one process and under torchrun."""
+
+import os
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as torch_dist
+
+
+def start() -> torch.device:
+    """Join the process group if torchrun started us; returns this process's device (its GPU, else the CPU)."""
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ and not torch_dist.is_initialized():
+        # gloo stands beside nccl for what is summed on the host, which must not wait for the device.
+        torch_dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def rank() -> int:
+    return torch_dist.get_rank() if torch_dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if torch_dist.is_initialized():
+        sum_over_ranks_on_host({"barrier": 1.0})
+
+
+def sum_over_ranks_on_host(counts: Mapping[str, float]) -> dict[str, float]:
+    """Sum numbers by name over all ranks; every rank must pass the same names. Exact for integers below 2**53."""
+    if not torch_dist.is_initialized():
+        return dict(counts)
+    names = sorted(counts)
+    total = torch.tensor([float(counts[name]) for name in names], dtype=torch.float64)
+    torch_dist.all_reduce(total)
+    return dict(zip(names, total.tolist(), strict=True))

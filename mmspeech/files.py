@@ -1,0 +1,253 @@
+"""Files that are never half-written, stages that know whether their output is current, and items set aside.
+
+A stage writes to a temporary name, renames it, and leaves `stage.json` beside or inside its output: the digests of
+what it read and the settings it ran with. Run again with the same, it says so and does nothing.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from mmspeech import __version__
+from mmspeech.console import progress, say
+from mmspeech.errors import BadItem, UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; it becomes `path` when the block ends well, else it vanishes.
+
+    The suffixes stay (writers look at them). Raises UserError when the disk is full: nothing that was there is lost.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (28, 27, 122):  # ENOSPC, EFBIG, EDQUOT
+            raise UserError(f"{path}: could not be written ({error.strerror}); make room and run again") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Force a file's bytes to disk, so that the rename that follows never names an empty file after a crash."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def digest(path: Path) -> str:
+    """What identifies an input: a file's content; a folder's stage record, else the names and sizes in it.
+
+    Raises UserError if nothing is there.
+    """
+    if path.is_dir():
+        record = path / "stage.json"
+        if record.exists():
+            return hashlib.sha256(record.read_bytes()).hexdigest()
+        listing = sorted(
+            f"{entry.relative_to(path)} {entry.stat().st_size}" for entry in path.rglob("*") if entry.is_file()
+        )
+        return hashlib.sha256("\n".join(listing).encode()).hexdigest()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or folder; give the output of the stage before, or run that stage first")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Stage:
+    """One output (a folder or a file), the inputs it is made from and the settings it is made with."""
+
+    def __init__(self, output: Path, inputs: Sequence[Path] = (), settings: Mapping[str, object] | None = None) -> None:
+        self.output = output
+        self.inputs = {str(path): digest(path) for path in inputs}
+        self.settings = json.loads(json.dumps(dict(settings or {}), default=str))
+
+    def is_current(self) -> bool:
+        """Whether the output is there and was made from these inputs with these settings; says so if it is."""
+        if self._read(self._record()) != self._content() or not self.output.exists():
+            return False
+        say(f"{self.output}: current, nothing to do")
+        return True
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Path]:
+        """Yield an empty folder that takes the output's place, with its record, when the block ends well."""
+        temporary = self.output.with_name(f".{os.getpid()}.{self.output.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            write_json(temporary / "stage.json", self._content())
+            replace_folder(temporary, self.output)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def resuming(self) -> Iterator[Path]:
+        """Yield the output folder itself, for long jobs that write many files, each by `replacing`.
+
+        What an interrupted run with the same inputs and settings left there is kept; anything else is removed first.
+        The record that makes the output current is written last.
+        """
+        begun = self.output / "begun.json"
+        self._record().unlink(missing_ok=True)
+        if self.output.exists() and self._read(begun) != self._content():
+            if any(self.output.iterdir()) and not begun.exists():
+                raise UserError(f"{self.output}: holds files of another origin; give an empty or a new folder")
+            shutil.rmtree(self.output)
+        self.output.mkdir(parents=True, exist_ok=True)
+        write_json(begun, self._content())
+        yield self.output
+        write_json(self._record(), self._content())
+
+    @contextlib.contextmanager
+    def writing_file(self) -> Iterator[Path]:
+        """Yield a temporary path that becomes the output file; the record goes beside it."""
+        self._record().unlink(missing_ok=True)
+        with replacing(self.output) as temporary:
+            yield temporary
+        write_json(self._record(), self._content())
+
+    def _record(self) -> Path:
+        if self.output.is_dir() or not self.output.suffix:
+            return self.output / "stage.json"
+        return self.output.with_name(f"{self.output.name}.stage.json")
+
+    def _content(self) -> dict[str, object]:
+        return {"version": __version__, "inputs": self.inputs, "settings": self.settings}
+
+    @staticmethod
+    def _read(record: Path) -> object:
+        try:
+            return json.loads(record.read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Put the folder `new` where `place` is; the old one is moved away first and removed last."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    old = place.with_name(f".{os.getpid()}.old.{place.name}")
+    if place.exists():
+        os.replace(place, old)
+    os.replace(new, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class Rejects:
+    """The report of items set aside: one JSON line each, `{"item": ..., "reason": ...}`.
+
+    With `strict` the first one stops the command instead.
+    """
+
+    def __init__(self, path: Path, strict: bool = False) -> None:
+        self.path, self.strict, self.count = path, strict, 0
+
+    def __enter__(self) -> "Rejects":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "w", encoding="utf-8")
+        return self
+
+    def add(self, item: str, reason: str) -> None:
+        """Set an item aside. Raises UserError when strict."""
+        if self.strict:
+            raise UserError(f"{reason} (--strict stops here)")
+        self.count += 1
+        self._file.write(json.dumps({"item": item, "reason": reason}, ensure_ascii=False) + "\n")
+        self._file.flush()
+        if self.count <= 3:
+            say(f"set aside: {reason}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self.count:
+            say(f"{self.count} item(s) set aside; reasons in {self.path}")
+
+
+def parallel_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    jobs: int,
+    rejects: Rejects,
+    title: str,
+    total: int | None = None,
+) -> Iterator[Result]:
+    """Apply a picklable function in `jobs` processes; yields results in order, in bounded memory, under a bar.
+
+    An item whose call raises BadItem goes to `rejects` and yields nothing. jobs=1 stays in this process.
+    """
+    caught = functools.partial(_catch, function)
+    if total is None and isinstance(items, Sequence):
+        total = len(items)
+    if jobs <= 1:
+        outcomes: Iterator[tuple[str, Result | None, str | None]] = map(caught, items)
+        yield from _keep(progress(outcomes, title, total), rejects)
+        return
+    # "spawn": a forked child of a process that already runs threads (torch, OpenMP) may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker) as pool:
+        yield from _keep(progress(_bounded(pool, caught, items, ahead=8 * jobs), title, total), rejects)
+
+
+def _bounded(pool: ProcessPoolExecutor, function: Callable, items: Iterable, ahead: int) -> Iterator:
+    """Results in order with at most `ahead` calls in flight: `pool.map` would read all items first."""
+    waiting = []
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _keep(outcomes: Iterable[tuple[str, Result | None, str | None]], rejects: Rejects) -> Iterator[Result]:
+    for item, result, reason in outcomes:
+        if reason is not None:
+            rejects.add(item, reason)
+        else:
+            yield result  # type: ignore[misc]
+
+
+def _catch(function: Callable[[Item], Result], item: Item) -> tuple[str, Result | None, str | None]:
+    try:
+        return "", function(item), None
+    except BadItem as error:
+        return str(getattr(item, "id", item)), None, str(error)
+
+
+def _start_worker() -> None:
+    """Workers leave Ctrl-C to the parent and use one thread each: they are already one per core."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    torch.set_num_threads(1)

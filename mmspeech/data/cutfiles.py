@@ -1,0 +1,49 @@
+"""Opening and writing files of cuts: lazily, a million cuts in constant memory."""
+
+import contextlib
+import gzip
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lhotse import CutSet
+from lhotse.serialization import SequentialJsonlWriter
+
+from mmspeech.errors import UserError
+from mmspeech.files import replacing
+
+
+def open_cuts(paths: Path | Sequence[Path]) -> CutSet:
+    """One lazy CutSet over the files, in order; empty files count for nothing.
+
+    Raises UserError if a file is missing, is no gzipped JSONL, or all of them are empty.
+    """
+    paths = [paths] if isinstance(paths, Path) else list(paths)
+    full = [path for path in paths if not is_empty(path)]
+    if not full:
+        raise UserError(f"{', '.join(map(str, paths))}: no cuts in there; see rejected.jsonl of the stage that wrote it")
+    cuts = CutSet.from_jsonl_lazy(full[0])
+    for path in full[1:]:
+        cuts = cuts + CutSet.from_jsonl_lazy(path)
+    return cuts
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a file of cuts holds none. Raises UserError if it is missing or unreadable."""
+    try:
+        with gzip.open(path, "rt") as file:
+            return not file.readline().strip()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file of cuts; run the stage that writes it, or mend the path") from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected gzipped JSON lines of cuts ({error}); write it again") from None
+
+
+@contextlib.contextmanager
+def writing_cuts(path: Path) -> Iterator[SequentialJsonlWriter]:
+    """A writer with `.write(cut)`; the file appears, complete, when the block ends well. No cut: an empty file."""
+    with replacing(path) as temporary:
+        with CutSet.open_writer(temporary) as writer:
+            yield writer
+        if not temporary.exists() or temporary.stat().st_size == 0:
+            with gzip.open(temporary, "wt"):
+                pass

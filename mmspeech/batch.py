@@ -11,13 +11,13 @@ from torch import Tensor
 class Batch:
     """N items, padded; streams may be frames, tokens or clips, each with its own lengths.
 
-    `present`, `ids`, `texts`, `passes` and `counts` stay on the host: what it must know to decide anything never waits
-    for the device.
+    `lengths`, `present`, `ids`, `texts`, `passes` and `counts` stay on the host, whatever the device: what it must know
+    to decide anything (who has a stream, which frames are real) then never waits for the device.
     """
 
     ids: list[str]  # N cut or line ids
     streams: dict[str, Tensor]  # name -> (N, T, ...); rows of items without the stream hold zeros
-    lengths: dict[str, Tensor]  # name -> (N,) int64; 0 where the item lacks the stream
+    lengths: dict[str, Tensor]  # name -> (N,) int64 on the host; 0 where the item lacks the stream
     targets: dict[str, Tensor] = field(default_factory=dict)  # name -> (N, U) int64, e.g. units, tokens
     target_lengths: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,) int64
     present: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,) bool on the host: who has the stream
@@ -42,7 +42,6 @@ class Batch:
         return dataclasses.replace(
             self,
             streams=move(self.streams),
-            lengths=move(self.lengths),
             targets=move(self.targets),
             target_lengths=move(self.target_lengths),
             drawn=move(self.drawn),
@@ -57,7 +56,6 @@ class Batch:
         return dataclasses.replace(
             self,
             streams=pin(self.streams),
-            lengths=pin(self.lengths),
             targets=pin(self.targets),
             target_lengths=pin(self.target_lengths),
         )

@@ -59,13 +59,14 @@ def build(tree: Mapping[str, Any], cls: type[Config], file: Path) -> Config:
 
 def dump(config: object, file: Path) -> None:
     """Write a dataclass (or a tree) as YAML, so that `load` gives it back; atomic."""
-    tree = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config  # type: ignore[call-overload]
     with replacing(file) as temporary:
-        temporary.write_text(yaml.safe_dump(plain(tree), sort_keys=False, allow_unicode=True))
+        temporary.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
 
 
 def plain(value: object) -> object:
-    """The value with paths as text and tuples as lists: what YAML and JSON can hold."""
+    """The value with dataclasses as tables, paths as text and tuples as lists: what YAML and JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -5,6 +5,7 @@ purpose never moves the numbers of another.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,3 +25,14 @@ def numpy_rng(*key: object) -> np.random.Generator:
 def torch_rng(*key: object) -> torch.Generator:
     """A CPU torch generator for the key."""
     return torch.Generator().manual_seed(stable_hash(*key))
+
+
+def uniforms(keys: Sequence[int], count: int) -> np.ndarray:
+    """(N, count) numbers in [0, 1): row i depends on keys[i] alone, all rows are made at once (SplitMix64)."""
+    with np.errstate(over="ignore"):
+        step = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = np.asarray(keys, dtype=np.uint64)[:, None] + step[None, :]  # (N, count)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)).astype(np.float64) / 2**53

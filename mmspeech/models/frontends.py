@@ -1,0 +1,90 @@
+"""One front-end per kind of stream: (n, T, ...) as the reader gives it -> (n, T, D) features at 25 Hz.
+
+A new modality costs a class here (often none: `linear` takes any vectors), one line in FRONTENDS, a reader in
+`data/`, and lines of YAML.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmspeech.blocks.resnet import LipResNet
+from mmspeech.errors import UserError
+
+LIP_MEAN, LIP_STD = 0.421, 0.165  # of grey mouth regions in [0, 1], as the published models expect
+
+
+class LinearFrontend(nn.Module):
+    """Vectors -> features by one linear layer: audio (104 log-mel values), or any stream of C channels."""
+
+    def __init__(self, dim: int, size: int) -> None:
+        super().__init__()
+        self.item_shape = (size,)
+        self.project = nn.Linear(size, dim)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(n, T, size) -> (n, T, D); `lengths` (n,) is not looked at."""
+        return self.project(x)
+
+
+class LipFrontend(nn.Module):
+    """Grey mouth regions -> features: a stem over five frames and ResNet-18 (AV-HuBERT's video encoder)."""
+
+    def __init__(
+        self,
+        dim: int,
+        crop: int = 88,
+        stem: int = 64,
+        widths: Sequence[int] = (64, 128, 256, 512),
+        blocks: int = 2,
+    ) -> None:
+        super().__init__()
+        self.item_shape = (crop, crop)
+        self.resnet = LipResNet(stem, widths, blocks)
+        self.project = nn.Linear(self.resnet.dim, dim)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Encode clips.
+
+        Args:
+            x: (n, T, H, W) grey: uint8 as read, or float, already normalised. What stands in padding is ignored.
+            lengths: (n,) int64 on the host.
+
+        Returns:
+            (n, T, D), zero in padding.
+        """
+        n, t, h, w = x.shape
+        valid = torch.arange(t)[None, :] < lengths[:, None]  # (n, T), on the host: the number of frames is known
+        places = valid.flatten().nonzero().squeeze(1).to(x.device, non_blocking=True)  # (F,)
+        if x.dtype == torch.uint8:
+            x = (x.to(self.project.weight.dtype) / 255 - LIP_MEAN) / LIP_STD
+        # Zero is what the convolution's own padding holds, so padding changes nothing.
+        x = x.masked_fill(~valid.to(x.device, non_blocking=True)[:, :, None, None], 0.0)
+        x = nn.functional.pad(x, (0, 0, 0, 0, 2, 2))  # (n, T + 4, H, W)
+        x = x.unfold(1, 5, 1).permute(0, 1, 4, 2, 3)  # (n, T, 5, H, W): each frame with two neighbours on each side
+        packed = x.reshape(n * t, 5, h, w) if places.numel() == n * t else x.flatten(0, 1)[places]  # (F, 5, H, W)
+        features = self.project(self.resnet(packed))  # (F, D)
+        return features.new_zeros(n * t, features.shape[1]).index_copy(0, places, features).view(n, t, -1)
+
+
+FRONTENDS = {"linear": LinearFrontend, "lips": LipFrontend}
+
+
+def build_frontend(stream: str, dim: int, options: Mapping[str, object]) -> nn.Module:
+    """The front-end that `options` describe: `{frontend: lips, crop: 88, ...}`.
+
+    Raises UserError for an unknown front-end or option.
+    """
+    given = dict(options)
+    name = given.pop("frontend", None)
+    if name not in FRONTENDS:
+        raise UserError(f"model.streams.{stream}.frontend is {name!r}; expected one of {', '.join(FRONTENDS)}")
+    known = set(inspect.signature(FRONTENDS[name]).parameters) - {"dim"}
+    for key in given:
+        if key not in known:
+            raise UserError(
+                f"model.streams.{stream}.{key} is no setting of `{name}`; known: {', '.join(sorted(known))}"
+            )
+    return FRONTENDS[name](dim, **given)

@@ -1,0 +1,151 @@
+"""`mmspeech finetune`: an encoder and transcribed cuts -> a recognizer."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+
+from mmspeech import config as configs
+from mmspeech import dist, files
+from mmspeech.batch import Batch
+from mmspeech.console import say
+from mmspeech.data import cutfiles, text
+from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, validation_batches
+from mmspeech.data.text import TokenizerConfig
+from mmspeech.errors import UserError
+from mmspeech.finetuning import recognizer
+from mmspeech.finetuning.ctc import CTC, CTCConfig
+from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
+from mmspeech.models.av_encoder import AVEncoder, load_encoder
+from mmspeech.training import trainer
+from mmspeech.training.trainer import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRun:
+    """What all fine-tuning runs have in common."""
+
+    seed: int = 1337
+    encoder: Path | None = None  # folder of the pre-trained encoder (EXP/encoder); --encoder sets it
+    pretrained: bool = True  # false: the encoder's sizes, but random weights (the paper's rows without PT)
+    streams: list[str] = field(default_factory=list)  # those of the labelled data that are used; empty: all
+    valid_streams: list[str] = field(default_factory=list)  # subsets (`audio+video`) validated on; empty: all at once
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig
+    training: TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2SeqRun(FinetuneRun):
+    """Fine-tuning with an attention decoder."""
+
+    task: Literal["seq2seq"]
+    objective: Seq2SeqConfig = field(default_factory=Seq2SeqConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CTCRun(FinetuneRun):
+    """Fine-tuning with CTC."""
+
+    task: Literal["ctc"]
+    objective: CTCConfig = field(default_factory=CTCConfig)
+
+
+RUNS = {"seq2seq": (Seq2SeqRun, Seq2Seq), "ctc": (CTCRun, CTC)}
+
+
+def run(
+    conf: Annotated[
+        Path, typer.Argument(help="YAML of the run, e.g. recipes/lrs3/conf/uhubert/finetune/synth-av.yaml.")
+    ],
+    exp: Annotated[Path, typer.Argument(help="Folder of the experiment; a run that stopped there goes on.")],
+    encoder: Annotated[
+        Path | None, typer.Option(help="Folder of the pre-trained encoder, e.g. exp/iter2/encoder.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: --set training.lr=1e-3. Repeatable.")
+    ] = None,
+) -> None:
+    """Fine-tune a recognizer: an attention decoder or CTC on a pre-trained encoder.
+
+    Reads transcribed cuts, writes EXP/model (config.yaml, model.safetensors, tokenizer), EXP/checkpoints,
+    EXP/tensorboard and EXP/metrics.jsonl. The weights that are kept are the best on the validation cuts, over the
+    streams of `valid_streams`. Started again after a stop it goes on; with its output current it does nothing.
+
+    Example: mmspeech finetune recipes/lrs3/conf/uhubert/finetune/synth-av.yaml exp/av --encoder exp/iter2/encoder
+    """
+    tree = configs.read(conf, [*([f"encoder={encoder}"] if encoder else []), *(overrides or [])])
+    task = tree.get("task")
+    if task not in RUNS:
+        raise UserError(f"{conf}: `task` is {task!r}; expected one of {', '.join(RUNS)}")
+    run_class, objective_class = RUNS[task]
+    config = configs.build(tree, run_class, conf)
+    if config.encoder is None:
+        raise UserError(f"{conf}: `encoder` names no pre-trained encoder; give --encoder EXP/encoder")
+    inputs = [config.encoder, *config.data.cuts, *config.data.valid_cuts]
+    stage = files.Stage(exp / "model", inputs=inputs, settings=configs.plain(config))
+    if stage.is_current():
+        return
+    device = dist.start()
+    start = load_encoder(config.encoder)
+    torch.manual_seed(config.seed)
+    if not config.pretrained:
+        start = AVEncoder(start.config, start.inputs)
+    labelled = cutfiles.open_cuts(config.data.cuts)
+    if config.data.max_items is not None:
+        labelled = labelled.subset(first=config.data.max_items)
+    tokenizer = text.train_tokenizer(text.transcripts(labelled), config.tokenizer)
+    objective = objective_class(start, config.objective, tokenizer.size, seed=config.seed)
+
+    data = dataclasses.replace(config.data, streams=chosen_streams(start, config.streams, conf))
+    training = make_reading(data, seed=config.seed, train=True, encode_text=tokenizer.encode)
+    stream = TrainingStream(data, training, seed=config.seed)
+    validation = None
+    if data.valid_cuts:
+        everything = dataclasses.replace(data, streams=chosen_streams(start, [], conf))
+        watching = make_reading(everything, seed=config.seed, train=False, encode_text=tokenizer.encode)
+        subsets = config.valid_streams or ["+".join(data.streams)]
+        validation = EachSubset(validation_batches(everything, watching), subsets)
+    say(f"{exp}: {tokenizer.size} {tokenizer.kind}, {stream.seconds:.0f} s x {stream.batches_per_update} per update")
+    trainer.run(objective, stream, config.training, exp, validation=validation, device=device)
+    if dist.is_first():
+        recognizer.save(objective, tokenizer, exp / "model")
+        stage.record()
+        say(f"{exp / 'model'}: written")
+
+
+def chosen_streams(encoder: AVEncoder, names: list[str], conf: Path) -> dict[str, dict]:
+    """How the named streams of an encoder are read; all of them if none is named."""
+    for name in names:
+        if name not in encoder.inputs:
+            raise UserError(f"{conf}: stream `{name}` is not one of the encoder's: {', '.join(encoder.inputs)}")
+    return {name: encoder.inputs[name] for name in names or encoder.inputs}
+
+
+@dataclass
+class EachSubset:
+    """Validation batches, once for each subset of streams: a mean over them is the mean over the modalities."""
+
+    batches: Iterable[tuple[str, Batch]]
+    subsets: list[str]
+
+    def __iter__(self) -> Iterator[tuple[str, Batch]]:
+        for name, batch in self.batches:
+            for subset in self.subsets:
+                kept = only_streams(batch, subset.split("+"))
+                if kept is not None:
+                    yield name, kept
+
+
+def only_streams(batch: Batch, names: Iterable[str]) -> Batch | None:
+    """The batch with only the named streams; None if an item would be left without any."""
+    kept = {name: batch.streams[name] for name in names if name in batch.streams}
+    lengths = {name: batch.lengths[name] for name in kept}
+    if not kept or not torch.stack([length > 0 for length in lengths.values()]).any(0).all():
+        return None
+    present = {name: batch.present[name] for name in kept if name in batch.present}
+    return dataclasses.replace(batch, streams=kept, lengths=lengths, present=present, drawn={}, counts={})

@@ -1,0 +1,81 @@
+"""`mmspeech pretrain`: a system's YAML and cuts with units -> an encoder."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from safetensors.torch import load_file
+
+from mmspeech import config as configs
+from mmspeech import dist, files
+from mmspeech.console import say
+from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, validation_batches
+from mmspeech.errors import UserError
+from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_weights, save_encoder
+from mmspeech.pretraining.uhubert import UHubert, UHubertConfig
+from mmspeech.training import trainer
+from mmspeech.training.trainer import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class UHubertRun:
+    """A pre-training run of u-HuBERT or AV-HuBERT."""
+
+    system: Literal["uhubert"]
+    seed: int = 1337
+    model: AVEncoderConfig = field(default_factory=AVEncoderConfig)
+    objective: UHubertConfig
+    data: DataConfig
+    training: TrainingConfig
+    init: Path | None = None  # folder of an encoder to start from; else from random weights
+
+
+RUNS = {"uhubert": (UHubertRun, AVEncoder, UHubert)}
+
+
+def run(
+    conf: Annotated[Path, typer.Argument(help="YAML of the run, e.g. recipes/lrs3/conf/uhubert/synth.yaml.")],
+    exp: Annotated[Path, typer.Argument(help="Folder of the experiment; a run that stopped there goes on.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: --set training.updates=100. Repeatable.")
+    ] = None,
+) -> None:
+    """Pre-train an encoder by masked prediction.
+
+    Reads cuts with units, writes EXP/encoder (config.yaml, encoder.safetensors), EXP/checkpoints, EXP/tensorboard and
+    EXP/metrics.jsonl. Started again after a stop, even kill -9, it goes on with the very next batch; with its output
+    current it does nothing. On several GPUs: `torchrun --nproc-per-node 8 -m mmspeech pretrain CONF EXP`.
+
+    Example: mmspeech pretrain recipes/lrs3/conf/uhubert/synth-iter1.yaml exp/iter1 --set data.units=mfcc
+    """
+    tree = configs.read(conf, overrides or [])
+    system = tree.get("system")
+    if system not in RUNS:
+        raise UserError(f"{conf}: `system` is {system!r}; expected one of {', '.join(RUNS)}")
+    run_class, model_class, objective_class = RUNS[system]
+    config = configs.build(tree, run_class, conf)
+    if not config.data.units:
+        raise UserError(f"{conf}: `data.units` names no units to predict; e.g. --set data.units=mfcc")
+    inputs = [*config.data.cuts, *config.data.valid_cuts, *([config.init] if config.init else [])]
+    stage = files.Stage(exp / "encoder", inputs=inputs, settings=configs.plain(config))
+    if stage.is_current():
+        return
+    device = dist.start()
+    torch.manual_seed(config.seed)
+    encoder = model_class(config.model, inputs=config.data.streams)
+    if config.init:
+        load_weights(encoder, load_file(config.init / "encoder.safetensors"), config.init / "encoder.safetensors")
+    objective = objective_class(encoder, config.objective, seed=config.seed)
+    training = make_reading(config.data, seed=config.seed, train=True)
+    watching = make_reading(config.data, seed=config.seed, train=False)
+    stream = TrainingStream(config.data, training, seed=config.seed)
+    validation = validation_batches(config.data, watching) if config.data.valid_cuts else None
+    size = sum(parameter.numel() for parameter in objective.parameters())
+    say(f"{exp}: {size / 1e6:.1f} M parameters, {stream.seconds:.0f} s x {stream.batches_per_update} per update")
+    trainer.run(objective, stream, config.training, exp, validation=validation, device=device)
+    if dist.is_first():
+        with stage.writing() as folder:
+            save_encoder(encoder, folder)
+        say(f"{exp / 'encoder'}: written")

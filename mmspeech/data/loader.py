@@ -1,0 +1,304 @@
+"""Cuts on disk -> groups of batches, one group per update, in an order that ranks and workers cannot change.
+
+One lazy bucketing sampler goes through the cuts, the same on every rank; its batches are dealt: update u owns the next
+B of them, rank r loads every W-th of these. B follows from the seconds per update over all ranks and the seconds that
+one pass may hold, never from the number of ranks. Workers only load. The position that is saved is that of the last
+batch trained, so a resumed run, on any number of ranks, goes on with the very next batch.
+"""
+
+import itertools
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.dataset.sampling import DynamicBucketingSampler
+from lhotse.dataset.sampling.base import TimeConstraint
+from torch.utils.data import DataLoader, Dataset
+
+from mmspeech import dist
+from mmspeech.batch import Batch
+from mmspeech.console import say
+from mmspeech.data import cutfiles
+from mmspeech.data.noise import NoiseConfig, NoisePool
+from mmspeech.data.reading import Reading, check_streams, collate, read_item
+from mmspeech.errors import BadItem, UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, how it is read, and how much of it makes an update."""
+
+    cuts: list[Path] = field(default_factory=list)  # files of cuts to train on
+    valid_cuts: list[Path] = field(default_factory=list)  # files of cuts to validate on
+    streams: dict[str, dict[str, Any]] = field(  # name -> reader and its settings
+        default_factory=lambda: {"audio": {"reader": "logmel"}, "video": {"reader": "mouth"}}
+    )
+    units: str | None = None  # pre-training: name of the units to predict
+    batch_s: float = 1280.0  # seconds of speech per update, over all ranks: 32 GPUs x 40 s
+    max_batch_s: float = 40.0  # seconds, padding included, that one forward pass of one rank holds
+    min_s: float = 0.2  # shorter cuts are left out (5 frames)
+    max_s: float = 80.0  # longer cuts are left out (2000 frames)
+    trim_s: float | None = None  # longer cuts are trimmed to a random span of this length
+    buckets: int = 20  # of cuts of similar length
+    shuffle_cuts: int = 20000  # cuts among which the next batch is picked
+    max_items: int | None = None  # only the first so many training cuts, e.g. a budget of labels
+    workers: int = 4  # loading processes per rank; 0 loads in the training process
+    noise: NoiseConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_batch_s > self.batch_s:
+            raise UserError(f"max_batch_s: {self.max_batch_s} is more than batch_s {self.batch_s}; lower it")
+
+
+def make_reading(
+    config: DataConfig, *, seed: int, train: bool, encode_text: Callable[[str], list[int]] | None = None
+) -> Reading:
+    """How the items of a run are read; noise, trims, crops and flips in training only.
+
+    Raises UserError for a reader nobody knows.
+    """
+    check_streams(config.streams)
+    noise = NoisePool(config.noise, seed=seed) if config.noise is not None and train else None
+    return Reading(
+        streams=config.streams,
+        train=train,
+        seed=seed,
+        units=config.units,
+        encode_text=encode_text,
+        trim_s=config.trim_s if train else None,
+        mix_noise=noise,
+    )
+
+
+@dataclass
+class Loaded:
+    """What a worker hands over: a batch, or the reason why there is none."""
+
+    batch: Batch | None
+    bad: list[str]  # one line per cut that was set aside
+
+
+class CutDataset(Dataset):
+    """(pass, cuts) -> Loaded; lives in the workers."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+
+    def __getitem__(self, wanted: tuple[int, CutSet]) -> Loaded | UserError:  # type: ignore[override]
+        number, cuts = wanted
+        items, bad = [], []
+        try:
+            for cut in cuts:
+                try:
+                    items.append(read_item(cut, self.reading, number))
+                except BadItem as error:
+                    bad.append(str(error))
+        except UserError as error:  # a raised one would arrive as a traceback of the worker
+            return error
+        batch = collate(items, list(self.reading.streams), [number] * len(items)) if items else None
+        return Loaded(batch, bad)
+
+
+@dataclass
+class TrimmedTime(TimeConstraint):
+    """Seconds in a batch, padding included, where every cut counts as at most `trim_s`: what will be read of it."""
+
+    trim_s: float = math.inf
+
+    def add(self, example: Cut) -> None:
+        self.longest_seen = max(self.longest_seen, self.measure_length(example))
+        self.num_cuts += 1
+
+    def measure_length(self, example: Cut) -> float:
+        return min(example.duration, self.trim_s)
+
+
+def make_sampler(
+    paths: Sequence[Path], config: DataConfig, *, seconds: float, train: bool, seed: int = 0
+) -> DynamicBucketingSampler:
+    """Batches of cuts of similar length, at most `seconds` with padding; the same sequence on every rank.
+
+    Raises UserError if no cut is left between the shortest and longest allowed.
+    """
+    cuts = cutfiles.open_cuts(paths)
+    if train:
+        if config.max_items is not None:
+            cuts = cuts.subset(first=config.max_items)
+        cuts = cuts.filter(_Between(config.min_s, config.max_s))
+    first = len(list(itertools.islice(cuts, config.buckets)))  # lhotse wants no more buckets than cuts
+    if first == 0:
+        names = ", ".join(map(str, paths))
+        raise UserError(f"{names}: no cut has {config.min_s} to {config.max_s} s; check data.min_s and data.max_s")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice about buffer sizes that small corpora cannot follow
+        return DynamicBucketingSampler(
+            cuts,
+            constraint=TrimmedTime(max_duration=seconds, trim_s=(train and config.trim_s) or math.inf),
+            shuffle=train,
+            drop_last=False,
+            num_buckets=max(2, min(config.buckets, first)) if first > 1 else None,
+            duration_bins=[] if first == 1 else None,
+            buffer_size=config.shuffle_cuts,
+            seed=seed,
+            world_size=1,  # every rank reads the whole sequence of names and is dealt its own
+            rank=0,
+            sync_buckets=True,  # the other way loses cuts at the end of a pass (lhotse 1.33: an empty queue is truthy)
+        )
+
+
+@dataclass(frozen=True)
+class _Between:
+    """Picklable filter of cuts by duration in seconds."""
+
+    low: float
+    high: float
+
+    def __call__(self, cut: Cut) -> bool:
+        return self.low <= cut.duration <= self.high
+
+
+class TrainingStream:
+    """Endless groups of batches, dealt over ranks; knows which batch comes next for whoever resumes."""
+
+    def __init__(self, config: DataConfig, reading: Reading, *, name: str = "main", seed: int = 0) -> None:
+        """`name` is the objective that the batches are for."""
+        self.config, self.name, self.seed = config, name, seed
+        self.batches_per_update = max(1, math.ceil(config.batch_s / config.max_batch_s - 1e-9))
+        self.seconds = config.batch_s / self.batches_per_update
+        if dist.world_size() > self.batches_per_update:
+            raise UserError(
+                f"data.max_batch_s: {dist.world_size()} ranks share {config.batch_s:g} s per update in "
+                f"{self.batches_per_update} batch(es); set it to {config.batch_s / dist.world_size():g} or less"
+            )
+        self.dataset = CutDataset(reading)
+        self._position = (0, 0)  # (pass over the cuts, batches of it that are trained)
+        self._ahead: deque[tuple[int, int]] = deque()  # positions after the groups that were handed out
+
+    def state_dict(self) -> dict[str, int]:
+        """The position of the first batch that has not been trained."""
+        number, batches = self._position
+        return {"pass": number, "batches": batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._position = (int(state["pass"]), int(state["batches"]))
+
+    def trained(self) -> None:
+        """The oldest group handed out is done: a checkpoint written now goes on behind it."""
+        self._position = self._ahead.popleft()
+
+    def __iter__(self) -> Iterator[list[tuple[str, Batch]]]:
+        self._ahead.clear()
+        ends: deque[tuple[int, int]] = deque()
+        loaded = iter(make_loader(self.dataset, self._plan(ends), self.config.workers))
+        mine = len(range(self.batches_per_update)[dist.rank() :: dist.world_size()])
+        while True:
+            group = [next(loaded) for _ in range(mine)]
+            batches = [batch for batch in map(check_loaded, group) if batch is not None]
+            if not batches:
+                raise UserError("every cut of an update was set aside; see the reasons above and mend the corpus")
+            self._ahead.append(ends.popleft())
+            yield [(self.name, batch) for batch in batches]
+
+    def longest(self) -> tuple[str, Batch]:
+        """The biggest batch that may come: as many copies of the longest cut as fit. Memory runs out here or never."""
+        cuts = cutfiles.open_cuts(self.config.cuts).filter(_Between(self.config.min_s, self.config.max_s))
+        longest = max(itertools.islice(cuts, self.config.shuffle_cuts), key=lambda cut: cut.duration)
+        copies = max(1, int(self.seconds / min(longest.duration, self.config.trim_s or math.inf)))
+        batch = check_loaded(self.dataset[0, CutSet.from_cuts([longest])])
+        if batch is None:
+            raise UserError(f"{longest.id}: the longest cut cannot be read; mend it or lower data.max_s")
+        return self.name, repeat_item(batch, copies)
+
+    def _plan(self, ends: deque[tuple[int, int]]) -> Iterator[tuple[int, CutSet]]:
+        """What this rank loads, in order: (pass, cuts); notes in `ends` the position after each group."""
+        number, skip = self._position
+        group: list[tuple[int, CutSet]] = []
+        while True:
+            sampler = make_sampler(self.config.cuts, self.config, seconds=self.seconds, train=True, seed=self.seed)
+            sampler.set_epoch(number)
+            for index, cuts in enumerate(sampler):
+                if index < skip:
+                    continue
+                group.append((number, cuts))
+                if len(group) == self.batches_per_update:
+                    ends.append((number, index + 1))
+                    yield from group[dist.rank() :: dist.world_size()]
+                    group = []
+            number, skip = number + 1, 0
+
+
+def validation_batches(config: DataConfig, reading: Reading, *, name: str = "main") -> "Validation":
+    """The validation cuts in batches, dealt over ranks; may be iterated again and again, always the same."""
+    return Validation(config, CutDataset(reading), name)
+
+
+@dataclass
+class Validation:
+    """Iterates over (objective name, batch) pairs of this rank."""
+
+    config: DataConfig
+    dataset: CutDataset
+    name: str
+
+    def __iter__(self) -> Iterator[tuple[str, Batch]]:
+        sampler = make_sampler(self.config.valid_cuts, self.config, seconds=self.config.max_batch_s, train=False)
+        mine = (cuts for i, cuts in enumerate(sampler) if i % dist.world_size() == dist.rank())
+        for loaded in make_loader(self.dataset, ((0, cuts) for cuts in mine), min(self.config.workers, 1)):
+            if (batch := check_loaded(loaded)) is not None:
+                yield self.name, batch
+
+
+def make_loader(dataset: CutDataset, plan: Iterator[tuple[int, CutSet]], workers: int) -> DataLoader:
+    """Batches in the order of the plan, read by worker processes (0: by this one)."""
+    return DataLoader(
+        dataset,
+        sampler=_Once(plan),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+class _Once:
+    """A plan as torch's loader wants it; it is endless, so it has no length."""
+
+    def __init__(self, plan: Iterator[tuple[int, CutSet]]) -> None:
+        self.plan = plan
+
+    def __iter__(self) -> Iterator[tuple[int, CutSet]]:
+        return self.plan
+
+
+def check_loaded(loaded: Loaded | UserError) -> Batch | None:
+    """The batch that a worker read, None if all its cuts were set aside; says which were. Raises its UserError."""
+    if isinstance(loaded, UserError):
+        raise loaded
+    for reason in loaded.bad:
+        say(f"set aside: {reason}")
+    return loaded.batch
+
+
+def repeat_item(batch: Batch, copies: int) -> Batch:
+    """A batch of `copies` times the only item of `batch`."""
+
+    def repeat(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.repeat(copies, *[1] * (tensor.dim() - 1)) for name, tensor in tensors.items()}
+
+    return Batch(
+        ids=[f"{batch.ids[0]}/{i}" for i in range(copies)],
+        streams=repeat(batch.streams),
+        lengths=repeat(batch.lengths),
+        targets=repeat(batch.targets),
+        target_lengths=repeat(batch.target_lengths),
+        present=repeat(batch.present),
+        texts=batch.texts * copies,
+        passes=batch.passes * copies,
+    )

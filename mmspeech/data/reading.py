@@ -1,0 +1,169 @@
+"""Cuts -> a Batch: every stream of an item read by its reader, trimmed together, padded.
+
+How a stream is read stands in YAML: `{audio: {reader: logmel}, video: {reader: mouth, size: 96, crop: 88}}`. A new
+modality whose vectors lie in a field of the cut needs no code: `emg: {reader: array, field: emg}`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+from torch import Tensor
+
+from mmspeech import seeds
+from mmspeech.batch import Batch
+from mmspeech.data import audio, units, video
+from mmspeech.errors import BadItem, UserError
+
+FRAMES_PER_S = 25
+MAX_MISSING = 2  # frames by which two streams of an item, or its units, may differ in length
+PAD_TOKEN = 1
+Mixer = Callable[[np.ndarray, Cut, int], np.ndarray]  # (waveform, cut, pass) -> waveform with noise
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all items of a loader have in common; picklable, so that workers get it."""
+
+    streams: Mapping[str, Mapping[str, Any]]  # name -> reader and its settings
+    train: bool = False  # random crops, flips, trims; else the middle of the frame and the whole cut
+    seed: int = 0
+    units: str | None = None  # name of the units that become targets["units"]
+    encode_text: Callable[[str], list[int]] | None = None  # transcript -> token ids that become targets["text"]
+    trim_s: float | None = None  # longer cuts are trimmed to a random span of this length
+    mix_noise: Mixer | None = None
+
+
+@dataclass
+class Item:
+    """One cut, read."""
+
+    id: str
+    streams: dict[str, np.ndarray]  # name -> (T, ...)
+    units: np.ndarray | None  # (T,)
+    tokens: list[int] | None
+    text: str
+
+
+def read_logmel(cut: Cut, frames: int | None, rng: np.random.Generator, noisy: Callable, **settings: Any) -> Any:
+    """(T, 104) stacked and normalised log-mel frames of the cut's sound, after noise; None without sound."""
+    if not cut.has_recording:
+        return None
+    return audio.stacked_log_mel_of_one(noisy(audio.read_audio(cut)), frames).numpy()
+
+
+def read_mouth(
+    cut: Cut, frames: int | None, rng: np.random.Generator, noisy: Callable, train: bool, **settings: Any
+) -> Any:
+    """(T, crop, crop) uint8 of the cut's mouth track, cropped and flipped in training; None without a track."""
+    return video.augment(video.read_mouth(cut), rng, train=train, **settings) if cut.has_custom("mouth") else None
+
+
+def read_array(
+    cut: Cut, frames: int | None, rng: np.random.Generator, noisy: Callable, train: bool, field: str, **settings: Any
+) -> Any:
+    """(T, C) float32 from a field of the cut at 25 Hz; None without the field."""
+    return cut.load_custom(field).astype(np.float32) if cut.has_custom(field) else None
+
+
+READERS = {"mouth": read_mouth, "array": read_array, "logmel": read_logmel}
+
+
+def check_streams(streams: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise UserError for a stream whose reader nobody knows."""
+    if not streams:
+        raise UserError("data.streams: is empty; name at least one stream and its reader")
+    for name, settings in streams.items():
+        if settings.get("reader") not in READERS:
+            raise UserError(f"data.streams.{name}.reader: {settings.get('reader')!r}; expected {', '.join(READERS)}")
+
+
+def read_item(cut: Cut, reading: Reading, number: int = 0) -> Item:
+    """Read one cut for the `number`-th time.
+
+    Streams that the public code would cut to the lips' length are: sound follows the lips. Raises BadItem if the cut
+    has none of the streams, or lengths that do not fit each other.
+    """
+    cut = trim(cut, reading, number)
+    noisy = (lambda wave: reading.mix_noise(wave, cut, number)) if reading.mix_noise else (lambda wave: wave)
+    streams: dict[str, np.ndarray] = {}
+    frames: int | None = None
+    # Readers in the order of READERS: sound comes last, because it is cut or filled to the frames of the others.
+    for reader in READERS:
+        for name, settings in reading.streams.items():
+            if settings["reader"] == reader:
+                rng = seeds.numpy_rng(reading.seed, f"augment/{name}", number, cut.id)
+                rest = {key: value for key, value in settings.items() if key != "reader"}
+                found = READERS[reader](cut, frames, rng, noisy, train=reading.train, **rest)
+                if found is not None:
+                    streams[name] = found
+                    frames = len(found) if frames is None else frames
+    if not streams or not frames:
+        raise BadItem(f"{cut.id}: has none of the streams {', '.join(reading.streams)}; see `extract mouth`")
+    frames = min(len(stream) for stream in streams.values())
+    longest = max(len(stream) for stream in streams.values())
+    if longest - frames > MAX_MISSING:
+        sizes = ", ".join(f"{name} {len(stream)}" for name, stream in streams.items())
+        raise BadItem(f"{cut.id}: streams of different length ({sizes} frames); extract them from the same cut again")
+    own_units = None
+    if reading.units is not None:
+        own_units = units.read_units(cut, reading.units)
+        if abs(len(own_units) - frames) > MAX_MISSING:
+            raise BadItem(
+                f"{cut.id}: {len(own_units)} units `{reading.units}` for {frames} frames ({MAX_MISSING} may be "
+                f"missing); label this cut again"
+            )
+    text = next((s.text for s in cut.supervisions if s.text), "")
+    tokens = None
+    if reading.encode_text is not None:
+        if not text.strip():
+            raise BadItem(f"{cut.id}: expected a transcript, found none; give cuts with text")
+        tokens = reading.encode_text(text)
+    kept = {name: stream[:frames] for name, stream in streams.items()}
+    return Item(cut.id, kept, None if own_units is None else own_units[:frames], tokens, text)
+
+
+def trim(cut: Cut, reading: Reading, number: int) -> Cut:
+    """The cut, or a random span of `trim_s` seconds of it that starts on a frame; the id stays."""
+    if reading.trim_s is None or cut.duration <= reading.trim_s + 1 / FRAMES_PER_S:
+        return cut
+    spare = math.floor((cut.duration - reading.trim_s) * FRAMES_PER_S)
+    start = int(seeds.numpy_rng(reading.seed, "trim", number, cut.id).integers(spare + 1))
+    return cut.truncate(offset=start / FRAMES_PER_S, duration=reading.trim_s, preserve_id=True)
+
+
+def collate(items: Sequence[Item], names: Sequence[str], numbers: Sequence[int]) -> Batch:
+    """Items -> a padded Batch; padding is zero, in units too; text is padded with 1."""
+    size = max(len(stream) for item in items for stream in item.streams.values())
+    batch = Batch(ids=[item.id for item in items], streams={}, lengths={}, passes=list(numbers))
+    batch.texts = [item.text for item in items]
+    for name in names:
+        rows = [item.streams.get(name) for item in items]
+        example = next((row for row in rows if row is not None), None)
+        if example is None:
+            continue
+        padded = np.zeros((len(items), size, *example.shape[1:]), dtype=example.dtype)
+        for place, row in zip(padded, rows, strict=True):
+            if row is not None:
+                place[: len(row)] = row
+        batch.streams[name] = torch.from_numpy(padded)
+        batch.lengths[name] = torch.tensor([0 if row is None else len(row) for row in rows])
+        batch.present[name] = batch.lengths[name] > 0
+    if items[0].units is not None:
+        _add_target(batch, "units", [torch.from_numpy(np.asarray(item.units, np.int64)) for item in items], size, 0)
+    if items[0].tokens is not None:
+        tokens = [torch.tensor(item.tokens, dtype=torch.int64) for item in items]
+        _add_target(batch, "text", tokens, max(map(len, tokens)), PAD_TOKEN)
+    return batch
+
+
+def _add_target(batch: Batch, name: str, rows: Sequence[Tensor], size: int, padding: int) -> None:
+    target = torch.full((len(rows), size), padding, dtype=torch.int64)
+    for place, row in zip(target, rows, strict=True):
+        place[: len(row)] = row
+    batch.targets[name] = target
+    batch.target_lengths[name] = torch.tensor([len(row) for row in rows])

@@ -33,23 +33,12 @@ def load(file: Path, cls: type[Config], overrides: Sequence[str] = ()) -> Config
 
 def read(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The merged tree of `file`, its bases and the overrides, before any check of keys."""
-    tree = _read_with_bases(file, ())
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {override}: expected key=value, e.g. --set training.updates=100")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {override}: the value is not valid YAML; quote it") from None
-        node = tree
-        *parents, last = key.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise UserError(f"--set {override}: `{parent}` holds a value, not settings; check the key")
-        node[last] = parsed
-    return tree
+    return _override(_read_with_bases(file, ()), overrides)
+
+
+def tree_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree that `a.b=value` overrides make on their own."""
+    return _override({}, overrides)
 
 
 def build(tree: Mapping[str, Any], cls: type[Config], file: Path) -> Config:
@@ -82,6 +71,25 @@ def check_keys(given: Mapping[str, object], cls: type, file: Path, prefix: str =
             near = difflib.get_close_matches(str(key), known, n=1)  # YAML reads a bare `on:` as a bool
             hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
             raise UserError(f"{file}: `{prefix}{key}` is not a setting of {cls.__name__}; {hint}")
+
+
+def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {override}: expected key=value, e.g. --set training.updates=100")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {override}: the value is not valid YAML; quote it") from None
+        node = tree
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {override}: `{parent}` holds a value, not settings; check the key")
+        node[last] = parsed
+    return tree
 
 
 def _read_with_bases(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -1,0 +1,174 @@
+"""`mmspeech decode`: a recognizer and cuts -> hypotheses, for any streams and noise."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from mmspeech import config as configs
+from mmspeech import dist, files
+from mmspeech.console import progress, say
+from mmspeech.data.frozen_noise import FrozenNoise
+from mmspeech.data.loader import CutDataset, DataConfig, Validation
+from mmspeech.data.noise import parse_kind
+from mmspeech.data.reading import Reading
+from mmspeech.data.text import Tokenizer
+from mmspeech.decoding.beam import BeamConfig
+from mmspeech.errors import UserError
+from mmspeech.finetuning import recognizer
+from mmspeech.finetuning.ctc import CTCSearchConfig
+
+SEARCHES = {"seq2seq": BeamConfig, "ctc": CTCSearchConfig}
+
+
+def run(
+    model: Annotated[Path, typer.Argument(help="Folder of the recognizer, e.g. exp/av/model.")],
+    cuts: Annotated[Path, typer.Argument(help="Cuts to decode, e.g. exp/mouth/cuts_test.jsonl.gz.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; gets one folder per condition.")],
+    modality: Annotated[
+        str, typer.Option(help="Streams the model gets: av, a, v, or names as in audio+video; several with commas.")
+    ] = "av",
+    noise: Annotated[
+        str, typer.Option(help="clean, or CATEGORY:DECIBELS as in babble:0; several with commas.")
+    ] = "clean",
+    noise_sets: Annotated[
+        Path | None, typer.Option(help="Frozen noise, as written by `mmspeech prepare noisy`.")
+    ] = None,
+    search: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the search: --set beam=20 --set length_penalty=0.")
+    ] = None,
+    batch_s: Annotated[float, typer.Option(help="Seconds of speech, padding included, decoded at once.")] = 120.0,
+    workers: Annotated[int, typer.Option(help="Processes that read cuts.")] = 1,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")] = None,
+    label: Annotated[str, typer.Option(help="Name of the system in tables; by default the model's folder.")] = "",
+) -> None:
+    """Decode cuts under every combination of streams and noise.
+
+    OUT/SET-STREAMS-NOISE/ receives hyp.jsonl, ref.jsonl and decode.json; then `mmspeech score wer` or `score report`.
+    Noise falls on sound: lips alone are decoded once, whatever --noise says. What is current is not decoded again.
+
+    Example: mmspeech decode exp/av/model exp/mouth/cuts_test.jsonl.gz exp/av/decode --modality av,a,v --noise
+    clean,babble:0 --noise-sets exp/noisy
+    """
+    where = torch.device(device) if device else dist.start()
+    loaded = recognizer.load(model, where)
+    tokenizer = Tokenizer.load(model)
+    given = configs.build(configs.tree_of(search or []), SEARCHES[loaded.task], Path("--set"))
+    for condition in conditions(loaded, modality, noise, cuts, noise_sets):
+        folder = out / condition.name
+        inputs = [model, cuts, *([condition.noise_file] if condition.noise_file else [])]
+        settings = {"search": configs.plain(given), "streams": condition.streams, "label": label}
+        stage = files.Stage(folder, inputs=inputs, settings=settings)
+        if stage.is_current():
+            continue
+        frozen = FrozenNoise(condition.noise_file) if condition.noise_file else None
+        lines, seconds, audio_seconds = decode(
+            loaded, tokenizer, cuts, condition, frozen, given, batch_s, workers, where
+        )
+        if not dist.is_first():
+            continue
+        if not lines:
+            raise UserError(f"{cuts}: no cut could be decoded as {condition.name}; see the reasons above")
+        with stage.writing() as new:
+            write_lines(new / "hyp.jsonl", [{key: line[key] for key in ("id", "text", "score")} for line in lines])
+            write_lines(new / "ref.jsonl", [{"id": line["id"], "text": line["ref"]} for line in lines if line["ref"]])
+            facts = {
+                "set": condition.set,
+                "modality": condition.modality,
+                "noise": condition.noise,
+                "noise_hash": frozen.sha256 if frozen else None,
+                "model": str(model),
+                "search": configs.plain(given),
+                "seconds": round(seconds, 3),
+                "audio_seconds": round(audio_seconds, 3),
+                "label": label or model.parent.name,
+            }
+            files.write_json(new / "decode.json", facts)
+        say(f"{folder}: {len(lines)} utterances, {seconds / max(audio_seconds, 1e-9):.3f} x real time")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to decode a set."""
+
+    set: str
+    modality: str  # as typed
+    streams: list[str]
+    noise: str  # clean or CATEGORY:DECIBELS
+    noise_file: Path | None
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        kind = "clean" if self.noise_file is None else self.noise_file.stem
+        return f"{self.set}-{self.modality}-{kind}"
+
+
+def conditions(
+    model: recognizer.Recognizer, modality: str, noise: str, cuts: Path, noise_sets: Path | None
+) -> Iterator[Condition]:
+    """Every combination that makes sense. Raises UserError for streams or noise that are not there."""
+    name = cuts.name.removesuffix(".gz").removesuffix(".jsonl").removeprefix("cuts_")
+    for typed in modality.split(","):
+        streams = streams_of(typed, model)
+        heard = any(model.inputs[stream]["reader"] == "logmel" for stream in streams)
+        for kind in noise.split(","):
+            if kind == "clean":
+                yield Condition(name, typed, streams, kind, None)
+            elif heard:
+                file_name = parse_kind(kind).file_name
+                if noise_sets is None or not (noise_sets / file_name).exists():
+                    raise UserError(
+                        f"--noise {kind}: no frozen noise {file_name} in {noise_sets or '--noise-sets'}; make it with "
+                        f"`mmspeech prepare noisy {cuts} NOISE_DIR DIR --noise {kind}`"
+                    )
+                yield Condition(name, typed, streams, kind, noise_sets / file_name)
+
+
+def streams_of(typed: str, model: recognizer.Recognizer) -> list[str]:
+    """`av` -> [audio, video]: names joined by +, or their first letters. Raises UserError for others."""
+    known = list(model.inputs)
+    words = typed.split("+") if typed.split("+")[0] in known else list(typed)
+    found = [[stream for stream in known if word in (stream, stream[0])] for word in words]
+    if any(len(matches) != 1 for matches in found):
+        raise UserError(f"--modality {typed}: the model knows {', '.join(known)}; give letters or names joined by +")
+    return [matches[0] for matches in found]
+
+
+def decode(
+    model: recognizer.Recognizer,
+    tokenizer: Tokenizer,
+    cuts: Path,
+    condition: Condition,
+    frozen: FrozenNoise | None,
+    search: BeamConfig | CTCSearchConfig,
+    batch_s: float,
+    workers: int,
+    device: torch.device,
+) -> tuple[list[dict], float, float]:
+    """Lines {id, text, score, ref} in the order of the ids, seconds of decoding, seconds of speech."""
+    streams = {name: model.inputs[name] for name in condition.streams}
+    config = DataConfig(valid_cuts=[cuts], streams=streams, batch_s=batch_s, max_batch_s=batch_s, workers=workers)
+    batches = Validation(config, CutDataset(Reading(streams=streams, mix_noise=frozen)), "main")
+    lines, seconds, frames = [], 0.0, 0
+    for _, batch in progress(batches, condition.name):
+        start = time.perf_counter()
+        hypotheses = model.objective.generate(batch.to(device), search)
+        seconds += time.perf_counter() - start
+        frames += int(torch.stack(list(batch.lengths.values())).amax(0).sum())
+        for name, ref, best in zip(batch.ids, batch.texts, hypotheses, strict=True):
+            text = tokenizer.decode(best[0].ids) if best else ""
+            lines.append({"id": name, "text": text, "score": best[0].score if best else None, "ref": ref})
+    gathered = dist.gather_on_host((lines, seconds, frames))
+    everything = sorted((line for theirs, _, _ in gathered for line in theirs), key=lambda line: line["id"])
+    return everything, max(theirs for _, theirs, _ in gathered), sum(theirs for _, _, theirs in gathered) / 25
+
+
+def write_lines(path: Path, lines: list[dict]) -> None:
+    """JSON lines, in a folder that appears as a whole."""
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

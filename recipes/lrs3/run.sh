@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# u-HuBERT (and AV-HuBERT) from clips on disk to a table of word error rates.
+#   recipes/lrs3/run.sh                                             everything, on a small corpus that we make
+#   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --nproc 8 --conf recipes/lrs3/conf/uhubert/base-433h.yaml
+#   recipes/lrs3/run.sh --corpus grid --data /data/grid --stage 3 --stop-stage 4
+# Every stage may be run again: what is current is not made again, and training goes on where it stopped.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+
+corpus=synth     # synth (made by stage 0), lrs3, grid, or clips: any folder of own videos or sound
+data=            # folder of the corpus, as it was published
+musan=           # folder of MUSAN for noisy training and tests; synth brings its own noise
+landmarks=       # folder of face landmarks; without it they are detected (pip install mmspeech[video])
+exp=exp          # folder for everything that is made
+conf=            # plan: iterations, fine-tunings, tests; by default conf/uhubert/CORPUS.yaml
+nproc=1          # training processes on this machine, one per GPU
+jobs=$(nproc)    # processes that prepare and extract
+max_clip=15      # seconds; longer utterances of LRS3 are split at pauses
+source "$here/../../bin/stages.sh" "$@"   # reads the options above, --stage, --stop-stage, --help; defines begin_stage
+conf=${conf:-$here/conf/uhubert/$corpus.yaml}
+noise=$(plan noise)
+if [ "$corpus" = synth ]; then
+  data=$exp/corpus/lrs3 musan=$exp/corpus/musan landmarks=$exp/corpus/landmarks
+fi
+[ -n "$musan" ] || noise=clean
+[ -n "$data" ] || stop "--data: the folder of corpus $corpus is missing; give it, or leave --corpus out"
+speech="pretrain trainval valid"   # what is pre-trained on, and validated on
+files() { for name in $2; do echo "$1/cuts_$name.jsonl.gz"; done; }
+
+if begin_stage 0 "make the embedded corpus (only --corpus synth)" && [ "$corpus" = synth ]; then
+  mmspeech prepare synth "$exp/corpus" --jobs "$jobs" $(plan synth)
+fi
+
+if begin_stage 1 "cuts: audio as FLAC, transcripts, splits; noise if there is any"; then
+  case $corpus in
+    synth) mmspeech prepare lrs3 "$data" "$exp/data" --jobs "$jobs" --max-s "$max_clip" --alignments "$exp/corpus/alignments" ;;
+    lrs3) mmspeech prepare lrs3 "$data" "$exp/data" --jobs "$jobs" --max-s "$max_clip" ;;
+    *) mmspeech prepare "$corpus" "$data" "$exp/data" --jobs "$jobs" ;;
+  esac
+  if [ -n "$musan" ]; then
+    mmspeech prepare musan "$musan" "$exp/noise" --jobs "$jobs"
+  fi
+fi
+
+if begin_stage 2 "mouth tracks"; then
+  mmspeech extract mouth $(files "$exp/data" "$speech test") "$exp/mouth" --jobs "$jobs" ${landmarks:+--landmarks "$landmarks"}
+fi
+
+if begin_stage 3 "first units: k-means on MFCC frames"; then
+  mmspeech extract features $(files "$exp/mouth" "$speech") "$exp/iter1/features" --feature mfcc
+  mmspeech cluster fit $(files "$exp/iter1/features" "pretrain trainval") "$exp/iter1/codebook" --clusters "$(plan clusters | head -1)"
+  mmspeech cluster label $(files "$exp/iter1/features" "$speech") "$exp/iter1/codebook" "$exp/iter1/units" --name km
+fi
+
+pretrain() {   # iteration, its configuration
+  train pretrain "$2" "$exp/iter$1" --set "data.cuts=[$exp/iter$1/units/cuts_pretrain.jsonl.gz, $exp/iter$1/units/cuts_trainval.jsonl.gz]" \
+    --set "data.valid_cuts=[$exp/iter$1/units/cuts_valid.jsonl.gz]" --set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")" \
+    ${musan:+--set "noise_cuts=$exp/noise"}
+}
+
+if begin_stage 4 "pre-training, iteration 1"; then
+  pretrain 1 "$(plan pretrain | head -1)"
+fi
+
+last=$(plan pretrain | wc -l)
+if begin_stage 5 "pre-training, further iterations: features of the last one, units, training"; then
+  for i in $(seq 2 "$last"); do
+    mmspeech extract features $(files "$exp/mouth" "$speech") "$exp/iter$i/features" --encoder "$exp/iter$((i - 1))/encoder" --layer "$(plan units | sed -n "${i}p")"
+    mmspeech cluster fit $(files "$exp/iter$i/features" "pretrain trainval") "$exp/iter$i/codebook" --clusters "$(plan clusters | sed -n "${i}p")"
+    mmspeech cluster label $(files "$exp/iter$i/features" "$speech") "$exp/iter$i/codebook" "$exp/iter$i/units" --name km
+    pretrain "$i" "$(plan pretrain | sed -n "${i}p")"
+  done
+fi
+
+if begin_stage 6 "fine-tuning on transcribed cuts"; then
+  for file in $(plan finetune); do
+    train finetune "$file" "$exp/$(basename "$file" .yaml)" --encoder "$exp/iter$last/encoder" \
+      --set "data.cuts=[$exp/mouth/cuts_trainval.jsonl.gz]" --set "data.valid_cuts=[$exp/mouth/cuts_valid.jsonl.gz]"
+  done
+fi
+
+if begin_stage 7 "decoding the test set: every recognizer, streams and noise"; then
+  if [ -n "$musan" ]; then
+    mmspeech prepare noisy "$exp/data/cuts_test.jsonl.gz" "$exp/noise" "$exp/noisy" $(for kind in ${noise//,/ }; do [ "$kind" = clean ] || echo --noise "$kind"; done)
+  fi
+  for file in $(plan finetune); do
+    name=$(basename "$file" .yaml)
+    mmspeech decode "$exp/$name/model" "$exp/mouth/cuts_test.jsonl.gz" "$exp/$name/decode" --modality "$(plan modality)" \
+      --noise "$noise" --noise-sets "$exp/noisy" --label "$name" $(plan search | sed 's/^./--set &/')
+  done
+fi
+
+if begin_stage 8 "word error rates, table and report"; then
+  mmspeech score floor "$exp/mouth/cuts_trainval.jsonl.gz" "$exp/mouth/cuts_test.jsonl.gz" "$exp/floor"
+  mmspeech score report "$exp" --cuts "$exp/mouth/cuts_test.jsonl.gz"
+fi

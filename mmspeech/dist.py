@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 import torch.distributed as torch_dist
+
+Value = TypeVar("Value")
 
 
 def start() -> torch.device:
@@ -43,11 +46,19 @@ def barrier() -> None:
         sum_over_ranks_on_host({"barrier": 1.0})
 
 
-def sum_over_ranks_on_host(counts: Mapping[str, float]) -> dict[str, float]:
-    """Sum numbers by name over all ranks; every rank must pass the same names. Exact for integers below 2**53."""
+def gather_on_host(value: Value) -> list[Value]:
+    """Every rank's value, by rank: small plain things, exchanged between hosts without waiting for the device."""
     if not torch_dist.is_initialized():
-        return dict(counts)
-    names = sorted(counts)
-    total = torch.tensor([float(counts[name]) for name in names], dtype=torch.float64)
-    torch_dist.all_reduce(total)
-    return dict(zip(names, total.tolist(), strict=True))
+        return [value]
+    values: list[Value] = [value] * world_size()
+    torch_dist.all_gather_object(values, value)
+    return values
+
+
+def sum_over_ranks_on_host(counts: Mapping[str, float]) -> dict[str, float]:
+    """Sum numbers by name over all ranks; a name that a rank lacks counts 0 there. Exact for integers below 2**53."""
+    total: dict[str, float] = {}
+    for theirs in gather_on_host(dict(counts)):
+        for name, count in theirs.items():
+            total[name] = total.get(name, 0.0) + count
+    return total

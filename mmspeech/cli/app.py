@@ -23,8 +23,6 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command line. Exit code 2 and one line for a user's mistake; a traceback only for our own."""
-    from mmspeech import dist
-
     try:
         _app()(standalone_mode=True)
     except (UserError, BadItem) as error:
@@ -33,7 +31,8 @@ def main() -> None:
     except BrokenPipeError:  # `mmspeech ... | head`
         sys.exit(141)
     finally:
-        dist.stop()
+        if dist := sys.modules.get("mmspeech.dist"):  # else nobody joined a process group, and torch need not load
+            dist.stop()
 
 
 def _app() -> typer.Typer:

@@ -1,5 +1,109 @@
 """`mmspeech extract`: mouth tracks and features, stored beside the cuts that carry them."""
 
+import os
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
+from mmspeech import files
+from mmspeech.console import say
+from mmspeech.errors import UserError
+
 app = typer.Typer()
+
+
+@app.command()
+def mouth(
+    cuts: Annotated[list[Path], typer.Argument(help="Files of cuts, as written by `mmspeech prepare`.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write: the same files of cuts, now with mouth tracks.")],
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(help="Folder with SPLIT/SPEAKER/CLIP.npy, (T, 68, 2) pixels at 25 Hz, instead of the detector."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; a shard of 32 clips is the unit of work.")] = (
+        os.cpu_count() or 1
+    ),
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first clip without a track.")] = False,
+) -> None:
+    """Cut the mouth out of every clip: 96x96 grey at 25 frames per second, aligned to a mean face.
+
+    OUT also gets mouth/ (the tracks), report.json, rejected.jsonl (clips set aside, with reasons) and
+    contact-sheet.jpg: look at it. Cuts without video pass through. Stopped, it goes on where it was. Without
+    landmark files, faces are found by MediaPipe (`pip install mmspeech[video]`, Python 3.11 or 3.12).
+
+    Example: `mmspeech extract mouth exp/data/cuts_*.jsonl.gz exp/lips`
+    """
+    from mmspeech.data import mouth_shards
+
+    if len({path.name for path in cuts}) < len(cuts):
+        raise UserError(f"{', '.join(map(str, cuts))}: two files of one name would overwrite each other in {out}")
+    if landmarks is not None and not landmarks.is_dir():
+        raise UserError(f"{landmarks}: no such folder of landmarks; mend the path, or leave out --landmarks to detect")
+    rejected = out / "rejected.jsonl"
+    inputs = cuts if landmarks is None else [*cuts, landmarks]
+    stage = files.Stage(out, inputs, {"step": "mouth"})
+    if stage.is_current():
+        if strict and rejected.stat().st_size:
+            raise UserError(f"{out}: clips were set aside, see {rejected} (--strict allows none)")
+        return
+    with stage.resuming(), files.Rejects(rejected, strict) as rejects:
+        report = mouth_shards.extract(cuts, out, landmarks, jobs, rejects)
+    say(report.line())
+
+
+@app.command()
+def features(
+    cuts: Annotated[list[Path], typer.Argument(help="Files of cuts, from `prepare` or `extract mouth`.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write: the same files of cuts, now with frames.")],
+    feature: Annotated[
+        str | None, typer.Option(help="mfcc (39 values), fbank26 (104, the encoders' input) or fbank80 (320).")
+    ] = None,
+    encoder: Annotated[Path | None, typer.Option(help="Or: `encoder` folder of a pre-training run.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Of the encoder: k for block k, 0 for the fused features.")] = None,
+    modalities: Annotated[
+        str | None, typer.Option(help="Streams it gets, e.g. audio,video; default: all it has.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
+    batch_seconds: Annotated[float, typer.Option(min=1.0, help="Speech in one batch, padding included.")] = 120.0,
+    jobs: Annotated[int, typer.Option(min=1, help="Threads that read ahead.")] = 2,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first cut that cannot be used.")] = False,
+) -> None:
+    """Frames at 25 per second for `mmspeech cluster`: spectral features, or a layer of an encoder.
+
+    OUT also gets features/ (half precision) and rejected.jsonl. Stopped, it goes on where it was.
+
+    Example: `mmspeech extract features exp/data/cuts_*.jsonl.gz exp/mfcc --feature mfcc`
+
+    Example: `mmspeech extract features exp/lips/cuts_*.jsonl.gz exp/features2 --encoder exp/iter1/encoder --layer 9`
+    """
+    import torch
+
+    from mmspeech.cli import extract_features
+    from mmspeech.cli.cluster import check_names, check_strict
+    from mmspeech.models.av_encoder import load_encoder
+
+    check_names(cuts, out)
+    if (feature is None) == (encoder is None) or (encoder is None) != (layer is None):
+        raise UserError("extract features: give --feature, or --encoder together with --layer")
+    if feature is not None and feature not in extract_features.SPECTRAL:
+        raise UserError(f"--feature {feature}: expected one of {', '.join(extract_features.SPECTRAL)}")
+    streams = modalities.split(",") if modalities else None
+    settings = {"feature": feature, "layer": layer, "modalities": streams}
+    weights = [] if encoder is None else [encoder / "encoder.safetensors", encoder / "config.yaml"]
+    stage = files.Stage(out, [*cuts, *weights], settings)
+    if stage.is_current():
+        check_strict(out, strict)
+        return
+    place = torch.device(device)
+    if feature is not None:
+        extractor = extract_features.spectral(feature, place)
+    else:
+        extractor = extract_features.from_encoder(load_encoder(encoder), layer, streams, place)
+    with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
+        written = sum(
+            extract_features.extract(path, out, extractor, rejects, batch_s=batch_seconds, jobs=jobs) for path in cuts
+        )
+        if not written:
+            raise UserError(f"{', '.join(map(str, cuts))}: no cut gave frames; reasons in {rejects.path}")
+    say(f"{out}: {written} cuts with frames")

@@ -20,7 +20,9 @@ def open_cuts(paths: Path | Sequence[Path]) -> CutSet:
     paths = [paths] if isinstance(paths, Path) else list(paths)
     full = [path for path in paths if not is_empty(path)]
     if not full:
-        raise UserError(f"{', '.join(map(str, paths))}: no cuts in there; see rejected.jsonl of the stage that wrote it")
+        raise UserError(
+            f"{', '.join(map(str, paths))}: no cuts in there; see rejected.jsonl of the stage that wrote it"
+        )
     cuts = CutSet.from_jsonl_lazy(full[0])
     for path in full[1:]:
         cuts = cuts + CutSet.from_jsonl_lazy(path)

@@ -53,3 +53,32 @@ def encoder_state(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
                     state[renamed] = tensor.squeeze(1) if renamed.endswith("resnet.stem.weight") else tensor
                     break
     return {name: tensor.clone() for name, tensor in state.items()}
+
+
+DECODER_NAMES = {
+    "self_attn": "self_attention",
+    "self_attn_layer_norm": "self_norm",
+    "encoder_attn": "memory_attention",
+    "encoder_attn_layer_norm": "memory_norm",
+    "fc1": "expand",
+    "fc2": "contract",
+    "final_layer_norm": "ffn_norm",
+}
+ATTENTION_NAMES = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
+
+
+def decoder_state(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a fine-tuned public checkpoint's `model` that belong to the decoder, as Decoder's state.
+
+    Positions are computed, so the dummy entry that the public file has for them is left out.
+    """
+    state: dict[str, Tensor] = {}
+    for name, tensor in public.items():
+        if match := re.fullmatch(r"decoder\.layers\.(\d+)\.(\w+)\.(?:(\w+_proj)\.)?(weight|bias)", name):
+            part = f"{DECODER_NAMES[match[2]]}." + (f"{ATTENTION_NAMES[match[3]]}." if match[3] else "")
+            state[f"layers.{match[1]}.{part}{match[4]}"] = tensor
+        elif name == "decoder.embed_tokens.weight":
+            state["embedding.weight"] = tensor
+        elif match := re.fullmatch(r"decoder\.layer_norm\.(weight|bias)", name):
+            state[f"norm.{match[1]}"] = tensor
+    return {name: tensor.clone() for name, tensor in state.items()}

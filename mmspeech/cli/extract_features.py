@@ -1,0 +1,194 @@
+"""Frames for clustering: spectral features or a layer of an encoder, streamed to disk in parts that can be resumed.
+
+    cuts of a part -> batches of similar length -> read (threads) -> compute (device) -> shard, in the order it comes
+
+A part is PART_CUTS cuts: a shard, its cuts, and a record of the cuts set aside, written last. A run that was stopped
+goes on with the first part that has no record.
+"""
+
+import itertools
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lhotse.array import TemporalArray
+from lhotse.cut import Cut
+from torch import Tensor
+
+from mmspeech import files
+from mmspeech.console import progress
+from mmspeech.data import audio, cutfiles, units
+from mmspeech.data.reading import Reading, collate, read_item
+from mmspeech.errors import BadItem, UserError
+from mmspeech.models.av_encoder import AVEncoder
+
+PART_CUTS = 200
+READ_AHEAD = 2  # batches that are being read while one is computed
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """How a batch of cuts becomes frames at 25 Hz."""
+
+    read: Callable[[Cut], Any]  # in a thread; raises BadItem
+    compute: Callable[[Sequence[Cut], Sequence[Any]], list[np.ndarray]]  # -> (T, C) of each cut
+
+
+def spectral(feature: str, device: torch.device) -> Extractor:
+    """MFCC (39), or log-mel frames stacked to 25 Hz (fbank26: 104 values, normalised; fbank80: 320)."""
+
+    def compute(cuts: Sequence[Cut], waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        lengths = torch.tensor([len(wave) for wave in waves])
+        padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(wave) for wave in waves], batch_first=True)
+        return _unpad(cuts, *SPECTRAL[feature](padded.to(device), lengths))
+
+    def read(cut: Cut) -> np.ndarray:
+        wave = audio.read_audio(cut)
+        if len(wave) < audio.WINDOW:
+            raise BadItem(f"{cut.id}: {len(wave)} samples, but a frame needs {audio.WINDOW}; leave such cuts out")
+        return wave
+
+    return Extractor(read, compute)
+
+
+SPECTRAL: dict[str, Callable[[Tensor, Tensor], audio.Frames]] = {
+    "mfcc": lambda waves, lengths: audio.every_fourth(audio.mfcc(waves, lengths)),
+    "fbank26": audio.stacked_log_mel,
+    "fbank80": lambda waves, lengths: audio.stack(audio.fbank(waves, lengths)),
+}
+
+
+def from_encoder(encoder: AVEncoder, layer: int, modalities: Sequence[str] | None, device: torch.device) -> Extractor:
+    """Raw outputs of block `layer` (0: the fused features), unmasked, in evaluation mode, with the centre crop.
+
+    Args:
+        modalities: streams that the encoder gets; the others are absent, as they are for cuts without them.
+    """
+    streams = wanted_streams(encoder, modalities)
+    if not 0 <= layer <= encoder.config.num_layers:
+        raise UserError(f"--layer {layer}: the encoder has 0 (fused features) to {encoder.config.num_layers}; take one")
+    encoder = encoder.to(device).eval()
+    reading = Reading(streams=streams)
+
+    @torch.inference_mode()
+    def compute(cuts: Sequence[Cut], items: Sequence[Any]) -> list[np.ndarray]:
+        batch = collate(items, list(streams), [0] * len(items))
+        # Lengths stay on the host, where the encoder looks at them.
+        inputs = {name: stream.to(device, non_blocking=True) for name, stream in batch.streams.items()}
+        encoded = encoder.encode(inputs, batch.lengths, batch.present, layers=(layer,))
+        return _unpad(cuts, encoded.layers[0], encoded.lengths)
+
+    return Extractor(lambda cut: read_item(cut, reading), compute)
+
+
+def wanted_streams(encoder: AVEncoder, modalities: Sequence[str] | None) -> Mapping[str, Mapping[str, Any]]:
+    """How the chosen streams of an encoder are read: as in its training. Raises UserError for a stream it lacks."""
+    if not encoder.inputs:
+        raise UserError("the encoder's config.yaml does not say how its streams are read; add `inputs:` to it")
+    for name in modalities or ():
+        if name not in encoder.inputs:
+            raise UserError(f"--modalities {name}: this encoder reads {', '.join(encoder.inputs)}; take some of these")
+    return {name: settings for name, settings in encoder.inputs.items() if modalities is None or name in modalities}
+
+
+def _unpad(cuts: Sequence[Cut], values: Tensor, lengths: Tensor) -> list[np.ndarray]:
+    """float16 frames of each cut, no more than it has at 25 Hz: windows may reach one frame beyond its end."""
+    rows, counts = values.half().cpu().numpy(), lengths.tolist()
+    return [row[: min(count, audio.num_frames(cut))] for cut, row, count in zip(cuts, rows, counts, strict=True)]
+
+
+def extract(path: Path, out: Path, extractor: Extractor, rejects: files.Rejects, *, batch_s: float, jobs: int) -> int:
+    """Write OUT/<name of path>, the cuts with `features`, part by part; returns how many there are."""
+    stem = path.name.removesuffix(".jsonl.gz")
+    parts: list[Path] = []
+    cuts = [] if cutfiles.is_empty(path) else cutfiles.open_cuts(path)
+    with ThreadPoolExecutor(jobs) as pool:
+        for some in progress(_grouped(cuts, PART_CUTS), f"extract {path.name}, parts of {PART_CUTS} cuts"):
+            part = out / "features" / f"{stem}-{len(parts):05d}.bin"
+            if not _record(part).exists():
+                _write_part(part, some, extractor, pool, batch_s)
+            for cut_id, reason in json.loads(_record(part).read_text()):
+                rejects.add(cut_id, reason)
+            parts.append(part)
+    written = 0
+    with cutfiles.writing_cuts(out / path.name) as writer:
+        for part in parts:
+            for cut in [] if cutfiles.is_empty(_cuts(part)) else cutfiles.open_cuts(_cuts(part)):
+                writer.write(cut)
+                written += 1
+    return written
+
+
+def _record(part: Path) -> Path:
+    return part.with_suffix(".rejected.json")
+
+
+def _cuts(part: Path) -> Path:
+    return part.with_suffix(".jsonl.gz")
+
+
+def _write_part(
+    part: Path, cuts: Sequence[Cut], extractor: Extractor, pool: ThreadPoolExecutor, batch_s: float
+) -> None:
+    rejected: list[tuple[str, str]] = []
+    stored: dict[str, TemporalArray] = {}
+    with units.RawShardsWriter(part) as shard:
+        for batch, items in _read_ahead(by_length(cuts, batch_s), extractor.read, pool, rejected):
+            for cut, values in zip(batch, extractor.compute(batch, items), strict=True):
+                if np.isfinite(values).all():
+                    stored[cut.id] = shard.store(cut, values)
+                else:
+                    reason = "its frames are not finite in half precision; look at the sound, or take another layer"
+                    rejected.append((cut.id, f"{cut.id}: {reason}"))
+    with cutfiles.writing_cuts(_cuts(part)) as writer:
+        for cut in cuts:
+            if cut.id in stored:
+                writer.write(cut.with_custom(units.FEATURES, stored[cut.id]))
+    files.write_json(_record(part), rejected)
+
+
+def by_length(cuts: Iterable[Cut], batch_s: float) -> Iterator[list[Cut]]:
+    """Batches of cuts of similar length, each of at most `batch_s` seconds with padding (or one cut), longest first."""
+    batch: list[Cut] = []
+    for cut in sorted(cuts, key=lambda cut: -cut.duration):
+        if batch and batch[0].duration * (len(batch) + 1) > batch_s:
+            yield batch
+            batch = []
+        batch.append(cut)
+    if batch:
+        yield batch
+
+
+def _read_ahead(
+    batches: Iterable[list[Cut]],
+    read: Callable[[Cut], Any],
+    pool: ThreadPoolExecutor,
+    rejected: list[tuple[str, str]],
+) -> Iterator[tuple[list[Cut], list[Any]]]:
+    """(cuts, what was read of each) per batch; cuts that cannot be used go to `rejected`."""
+    waiting: deque[list[tuple[Cut, Future]]] = deque()
+    for batch in itertools.chain(batches, [None] * READ_AHEAD):
+        waiting.append([] if batch is None else [(cut, pool.submit(read, cut)) for cut in batch])
+        if len(waiting) <= READ_AHEAD:
+            continue
+        done, items = [], []
+        for cut, future in waiting.popleft():
+            try:
+                items.append(future.result())
+                done.append(cut)
+            except BadItem as error:
+                rejected.append((cut.id, str(error)))
+        if done:
+            yield done, items
+
+
+def _grouped(cuts: Iterable[Cut], size: int) -> Iterator[list[Cut]]:
+    remaining = iter(cuts)
+    while group := list(itertools.islice(remaining, size)):
+        yield group

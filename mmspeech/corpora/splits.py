@@ -1,0 +1,160 @@
+"""What all corpora of speech share: clips, the choice of validation and test sets, and the four files of cuts.
+
+A corpus lists its clips (paths only), and gives a function that turns one of them into cuts; this file runs it over
+all clips in parallel and writes cuts_pretrain, cuts_trainval, cuts_valid and cuts_test, each possibly empty.
+Speech is in one of them only: whoever pre-trains on all of it reads pretrain and trainval.
+"""
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
+from lhotse.supervision import AlignmentItem
+
+from mmspeech import media
+from mmspeech.console import say
+from mmspeech.corpora import alignments
+from mmspeech.data.cutfiles import writing_cuts
+from mmspeech.errors import UserError
+from mmspeech.files import Rejects, Stage, parallel_map
+from mmspeech.seeds import stable_hash
+
+SPLITS = ("pretrain", "trainval", "valid", "test")
+Alignment = dict[str, list[AlignmentItem]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One clip on disk: what can be known of it without opening a file."""
+
+    split: str  # one of SPLITS
+    speaker: str
+    name: str  # unique for the speaker
+    media: Path
+    transcript: Path | None = None
+    alignment: tuple[alignments.Place, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return f"{self.split}-{self.speaker}-{self.name}"
+
+
+Read = Callable[[Clip, Path], list[MonoCut]]  # (clip, folder for the audio) -> its cuts; raises BadItem
+
+
+def check_places(corpus: Path, out: Path) -> None:
+    """Raise UserError if OUT lies in the corpus: its files would become part of the input."""
+    if out.absolute().is_relative_to(corpus.absolute()):
+        raise UserError(f"{out}: lies inside the corpus {corpus}; give a folder elsewhere")
+
+
+def write_splits(
+    stage: Stage,
+    clips: Sequence[Clip],
+    read: Read,
+    *,
+    jobs: int,
+    strict: bool,
+    title: str,
+    left_out: Iterable[tuple[str, str]] = (),
+) -> None:
+    """Turn the clips into cuts in `jobs` processes and write the four files and rejected.jsonl.
+
+    Args:
+        left_out: (item, reason) of what was set aside before: transcripts without clips.
+
+    Raises:
+        UserError: not one clip gave a cut; or, with `strict`, one was set aside.
+    """
+    counts: Counter[str] = Counter()
+    hours: Counter[str] = Counter()
+    with stage.resuming() as folder, Rejects(folder / "rejected.jsonl", strict) as rejects, ExitStack() as stack:
+        for item, reason in left_out:
+            rejects.add(item, reason)
+        writers = {split: stack.enter_context(writing_cuts(cuts_file(folder, split))) for split in SPLITS}
+        work = functools.partial(_with_split, read, folder / "audio")
+        for split, cuts in parallel_map(work, clips, jobs=jobs, rejects=rejects, title=title):
+            for cut in cuts:
+                writers[split].write(cut)
+                counts[split] += 1
+                hours[split] += cut.duration / 3600
+        if not counts:
+            raise UserError(f"{folder}: none of {len(clips)} clips could be used; the reasons are in {rejects.path}")
+    for split in SPLITS:
+        say(f"{cuts_file(stage.output, split)}: {counts[split]} cuts, {hours[split]:.2f} h")
+
+
+def cuts_file(folder: Path, split: str) -> Path:
+    return folder / f"cuts_{split}.jsonl.gz"
+
+
+def to_cut(clip: Clip, audio: Path, *, need_video: bool) -> MonoCut:
+    """The whole clip as a cut without supervision; its sound is written as FLAC under `audio`."""
+    path = audio / clip.split / clip.speaker / f"{clip.name}.flac"
+    made = media.to_flac(clip.media, path, need_video=need_video)
+    cut = recording(clip.id, path, made.num_samples).to_cut()
+    cut.id = clip.id
+    if made.video is not None:
+        cut.custom = {"source": made.video.as_source()}
+    return cut
+
+
+def recording(name: str, path: Path, num_samples: int) -> Recording:
+    """A 16 kHz mono FLAC as a lhotse recording, by its full path."""
+    source = AudioSource(type="file", channels=[0], source=str(path.absolute()))
+    return Recording(name, [source], media.RATE_HZ, num_samples, num_samples / media.RATE_HZ)
+
+
+def supervise(
+    cut: MonoCut, speaker: str, text: str | None, language: str | None = None, alignment: Alignment | None = None
+) -> MonoCut:
+    """Give a cut its one supervision; the alignment's times count from the start of the cut. Returns the cut."""
+    supervision = SupervisionSegment(
+        cut.id, cut.recording_id, 0.0, cut.duration, text=text, language=language, speaker=speaker
+    )
+    if alignment:
+        supervision.alignment = {tier: items for tier, items in alignment.items() if items}
+    cut.supervisions = [supervision]
+    return cut
+
+
+def pick(
+    clips: Collection[tuple[str, str]], wanted: int, *key: object, rather_not: Collection[str] = ()
+) -> set[tuple[str, str]]:
+    """Choose about `wanted` of the (speaker, clip) pairs, the same ones for the same key.
+
+    Whole speakers where there are three or more, so that nobody is on both sides; else clips. Speakers in
+    `rather_not` come last. At least one clip stays on the other side.
+    """
+    sizes = Counter(speaker for speaker, _ in clips)
+    wanted = min(wanted, len(clips) - 1)
+    if wanted <= 0:
+        return set()
+    if len(sizes) < 3:
+        return set(sorted(clips, key=lambda clip: (stable_hash(*key, *clip), clip))[:wanted])
+    order = sorted(sizes, key=lambda speaker: (speaker in rather_not, stable_hash(*key, speaker), speaker))
+    chosen: set[str] = set()
+    total = 0
+    for speaker in order:
+        # A speaker who alone would take far more than was asked for is left to training.
+        if total < wanted and total + sizes[speaker] <= 1.5 * wanted:
+            chosen.add(speaker)
+            total += sizes[speaker]
+    if not chosen:
+        chosen = {min(order, key=lambda speaker: sizes[speaker])}
+    return {clip for clip in clips if clip[0] in chosen}
+
+
+def list_digest(names: Iterable[str]) -> str:
+    """12 hexadecimal digits that stand for a list of names, in whatever order."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:12]
+
+
+def _with_split(read: Read, audio: Path, clip: Clip) -> tuple[str, list[MonoCut]]:
+    return clip.split, read(clip, audio)

@@ -1,0 +1,292 @@
+"""The embedded corpus: a talking-face corpus that we make, in LRS3's own layout on disk, with noise in MUSAN's.
+
+    speaker ─▶ voice, look, habits          espeak-ng ──▶ samples, phones, words ──▶ mouth shapes ──▶ frames ──▶ mp4
+    clip ────▶ text, camera, head motion ──▶    ┘               └──▶ txt, TextGrid       └──▶ 68 landmarks
+
+Everything that is drawn has a key of its own (seed, purpose, speaker or clip): the same seed gives the same texts,
+speakers, looks and splits for any number of processes. The samples themselves differ slightly from run to run.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from mmspeech import files
+from mmspeech.console import say
+from mmspeech.corpora import synth_face, synth_lips, synth_noise, synth_paint, synth_speech, synth_text, synth_video
+from mmspeech.corpora.synth_speech import RATE_HZ, SILENCE, Mark
+from mmspeech.errors import UserError
+from mmspeech.seeds import numpy_rng
+
+SPLITS = ("pretrain", "trainval", "test")
+SHARES = (0.61, 0.17, 0.22)  # of the speakers
+NOISE_SPEAKERS = 20  # so that a tenth of them, the usual test share, are still two
+SAMPLES_PER_FRAME = RATE_HZ // synth_lips.FRAMES_PER_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One clip to make; all that it will be follows from this and its speaker."""
+
+    split: str
+    speaker: str
+    timbre: str
+    name: str
+    vocabulary: str
+    difficulty: float
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """As the cut will be called after `prepare lrs3`."""
+        return f"{self.split}-{self.speaker}-{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sound:
+    """One file of the noise corpus to make."""
+
+    kind: str
+    path: str
+    speaker: str
+    timbre: str
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """Its name among the rejected."""
+        return self.path
+
+
+class Made(NamedTuple):
+    """What became of a clip: for the summary and the table of translations."""
+
+    clip: Clip
+    words: tuple[str, ...]
+    translation: dict[str, str]
+    duration_s: float
+
+
+def prepare(
+    out: Path,
+    seed: int = 0,
+    vocabulary: Literal["digits", "commands"] = "digits",
+    difficulty: float = 0.5,
+    pretrain_clips: int = 1150,
+    trainval_clips: int = 170,
+    test_clips: int = 400,
+    speakers: int = 36,
+    noise_files: int = 320,
+    jobs: int = 2,
+) -> None:
+    """Make a small talking-face corpus: espeak-ng speaks, a drawn face moves its lips.
+
+    OUT receives lrs3/ (mp4 and txt in LRS3's layout: pretrain, trainval, test; no speaker in two of them),
+    alignments/ (TextGrid), landmarks/ (68 points per frame), musan/ (noise in MUSAN's layout, of other speakers) and,
+    for commands, translations.tsv. A clip lasts about 2.3 seconds. `vocabulary`: digits (strings of 4-8) or commands
+    (GRID's grammar). `difficulty`: 0 (clear lips, clean pictures) to 1. `noise_files`: of speech; music and noise add
+    an eighth each. Does nothing if OUT is current. Next: `mmspeech prepare lrs3 OUT/lrs3 ...` and
+    `mmspeech prepare musan OUT/musan ...`.
+
+    Example: `mmspeech prepare synth exp/synth --seed 0`
+    """
+    counts = dict(zip(SPLITS, (pretrain_clips, trainval_clips, test_clips), strict=True))
+    settings = {"seed": seed, "vocabulary": vocabulary, "difficulty": difficulty, "clips": counts}
+    stage = files.Stage(out, settings=settings | {"speakers": speakers, "noise_files": noise_files})
+    clips = plan_clips(seed, vocabulary, difficulty, counts, speakers)
+    sounds = plan_sounds(seed, speakers, noise_files)
+    if stage.is_current():
+        return
+    synth_speech.check_installed()
+    with stage.writing() as folder, files.Rejects(folder / "rejected.jsonl") as rejects:
+        make = functools.partial(make_one, folder=folder)
+        results = files.parallel_map(make, [*clips, *sounds], jobs=jobs, rejects=rejects, title="talking faces, noise")
+        made = [result for result in results if result is not None]
+        if len(made) < 0.9 * len(clips):
+            raise UserError(
+                f"{out}: only {len(made)} of {len(clips)} clips could be made; "
+                f"the first reason: {(folder / 'rejected.jsonl').read_text().splitlines()[0]}"
+            )
+        if vocabulary == "commands":
+            write_translations(folder / "translations.tsv", made)
+    for split in SPLITS:
+        own = [item for item in made if item.clip.split == split]
+        minutes = sum(item.duration_s for item in own) / 60
+        names = {item.clip.speaker for item in own}
+        words = sum(len(item.words) for item in own)
+        say(f"{split}: {len(own)} clips, {minutes:.1f} minutes, {words} words, {len(names)} speakers")
+
+
+def plan_clips(seed: int, vocabulary: str, difficulty: float, counts: dict[str, int], speakers: int) -> list[Clip]:
+    """All clips, speaker by speaker. Raises UserError for sizes that cannot be."""
+    if vocabulary not in synth_text.VOCABULARIES:
+        raise UserError(f"vocabulary: expected one of {', '.join(synth_text.VOCABULARIES)}, not `{vocabulary}`")
+    if not 0.0 <= difficulty <= 1.0:
+        raise UserError(f"difficulty: expected 0 to 1, not {difficulty}")
+    most = len(synth_speech.TIMBRES) - NOISE_SPEAKERS
+    if not 3 <= speakers <= most:
+        raise UserError(f"speakers: expected 3 to {most}, not {speakers}; every split needs its own")
+    timbres = _timbres(seed)
+    rest = speakers - len(SPLITS)
+    sizes = [1 + round(share * rest) for share in SHARES[:2]]
+    sizes.append(speakers - sum(sizes))
+    clips, first = [], 0
+    for split, size in zip(SPLITS, sizes, strict=True):
+        own = range(first, first + size)
+        first += size
+        for i, number in enumerate(own):
+            # As even as can be: the first speakers have one clip more.
+            for k in range(i, counts[split], size):
+                clips.append(
+                    Clip(
+                        split=split, speaker=f"s{number:02d}", timbre=timbres[number], name=f"{k:05d}",
+                        vocabulary=vocabulary, difficulty=difficulty, seed=seed,
+                    )
+                )  # fmt: skip
+    return clips
+
+
+def plan_sounds(seed: int, speakers: int, noise_files: int) -> list[Sound]:
+    """All files of the noise corpus; a folder of speech holds one speaker."""
+    timbres = _timbres(seed)[speakers : speakers + NOISE_SPEAKERS]
+    sounds = []
+    for k in range(noise_files):
+        speaker = f"n{k % NOISE_SPEAKERS:02d}"
+        path = f"speech/{speaker}/speech-{speaker}-{k // NOISE_SPEAKERS:04d}.wav"
+        timbre = timbres[k % NOISE_SPEAKERS] if timbres else ""
+        sounds.append(Sound(kind="speech", path=path, speaker=speaker, timbre=timbre, seed=seed))
+    for kind in ("music", "noise"):
+        for k in range((noise_files + 7) // 8):
+            path = f"{kind}/synth/{kind}-synth-{k:04d}.wav"
+            sounds.append(Sound(kind=kind, path=path, speaker="", timbre="", seed=seed))
+    return sounds
+
+
+def sentence_of(clip: Clip) -> synth_text.Sentence:
+    """What the clip says."""
+    return synth_text.VOCABULARIES[clip.vocabulary](numpy_rng(clip.seed, "synth text", clip.vocabulary, clip.id))
+
+
+def look_of(clip: Clip) -> synth_face.Look:
+    """How the clip's speaker looks."""
+    return synth_face.draw_look(clip.difficulty, numpy_rng(clip.seed, "synth look", clip.speaker))
+
+
+def voice_of(thing: Clip | Sound) -> synth_speech.Voice:
+    """How the speaker sounds."""
+    return synth_speech.draw_voice(thing.timbre, numpy_rng(thing.seed, "synth voice", thing.speaker))
+
+
+def make_one(thing: Clip | Sound, folder: Path) -> Made | None:
+    """Write one clip or one file of noise."""
+    if isinstance(thing, Clip):
+        return make_clip(thing, folder)
+    make_sound(thing, folder)
+    return None
+
+
+def make_clip(clip: Clip, folder: Path) -> Made:
+    """Speak, film and write one clip: mp4, txt, TextGrid and landmarks."""
+    cv2.setNumThreads(1)
+    sentence = sentence_of(clip)
+    draw = functools.partial(numpy_rng, clip.seed)
+    samples, phones, words = _record(clip, sentence)
+    num_frames = len(samples) // SAMPLES_PER_FRAME
+    habits = synth_lips.draw_habits(clip.difficulty, draw("synth habits", clip.speaker))
+    mouth = synth_lips.move(phones, words, num_frames, habits, draw("synth mouth", clip.id))
+    blinks = synth_video.draw_blinks(num_frames, draw("synth blinks", clip.id))
+    maps = synth_video.head_motion(num_frames, clip.difficulty, draw("synth head", clip.id))
+    camera = synth_video.draw_camera(clip.difficulty, draw("synth camera", clip.id))
+    look = look_of(clip)
+    points = synth_face.landmarks(look, mouth, blinks)
+
+    where = Path(clip.split) / clip.speaker / clip.name
+    mp4, txt, grid, pixels = (
+        (folder / kind / where).with_suffix(suffix)
+        for kind, suffix in (("lrs3", ".mp4"), ("lrs3", ".txt"), ("alignments", ".TextGrid"), ("landmarks", ".npy"))
+    )
+    for path in (mp4, grid, pixels):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    frames = synth_video.film(_painter(look).paint(mouth, blinks, points), maps, camera, draw("synth film", clip.id))
+    synth_video.write_mp4(mp4, frames, samples, camera.crf)
+    txt.write_text(transcript(clip.split, words), encoding="utf-8")
+    grid.write_text(text_grid(phones, words, len(samples) / RATE_HZ), encoding="utf-8")
+    np.save(pixels, synth_video.to_pixels(points, maps).astype(np.float16))
+    return Made(clip, sentence.words, sentence.translation, len(samples) / RATE_HZ)
+
+
+def make_sound(sound: Sound, folder: Path) -> None:
+    """Write one file of the noise corpus."""
+    rng = numpy_rng(sound.seed, "synth noise", sound.path)
+    if sound.kind == "speech":
+        samples = synth_noise.speech(voice_of(sound), rng)
+    else:
+        samples = {"music": synth_noise.music, "noise": synth_noise.noise}[sound.kind](rng)
+    path = folder / "musan" / sound.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, RATE_HZ, subtype="PCM_16")
+
+
+def transcript(split: str, words: Sequence[Mark]) -> str:
+    """A clip's txt, as in LRS3: word times in pretrain only."""
+    lines = [f"Text:  {' '.join(word.label.upper() for word in words)}", "Conf:  5"]
+    if split == "pretrain":
+        lines += ["", "WORD START END ASDSCORE"]
+        lines += [f"{word.label.upper()} {word.start_s:.2f} {word.end_s:.2f} 5.0" for word in words]
+    return "\n".join(lines) + "\n"
+
+
+def text_grid(phones: Sequence[Mark], words: Sequence[Mark], duration_s: float) -> str:
+    """Praat's TextGrid with the interval tiers `phones` and `words`; silence is `sil` and an empty word."""
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0", f"xmax = {duration_s:.5f}"]
+    lines += ["tiers? <exists>", "size = 2", "item []:"]
+    for number, (name, marks, gap) in enumerate((("phones", phones, SILENCE), ("words", words, "")), start=1):
+        filled = synth_lips.without_gaps(marks, duration_s, gap)
+        lines += [f"    item [{number}]:", '        class = "IntervalTier"', f'        name = "{name}"']
+        lines += ["        xmin = 0", f"        xmax = {duration_s:.5f}", f"        intervals: size = {len(filled)}"]
+        for i, mark in enumerate(filled, start=1):
+            lines += [f"        intervals [{i}]:", f"            xmin = {mark.start_s:.5f}"]
+            lines += [f"            xmax = {mark.end_s:.5f}", f'            text = "{mark.label}"']
+    return "\n".join(lines) + "\n"
+
+
+def write_translations(path: Path, made: Sequence[Made]) -> None:
+    """A table of the clips' texts: the cut's id, English, then one column per language."""
+    languages = sorted(made[0].translation)
+    rows = ["\t".join(["id", "en", *languages])]
+    for item in made:
+        rows.append("\t".join([item.clip.id, " ".join(item.words), *(item.translation[code] for code in languages)]))
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def _record(clip: Clip, sentence: synth_text.Sentence) -> tuple[NDArray[np.float32], list[Mark], list[Mark]]:
+    """The clip's sound, as long as a whole number of frames, with the times of phones and words in it."""
+    rng = numpy_rng(clip.seed, "synth recording", clip.id)
+    speech = synth_speech.speak(sentence.words, sentence.spoken, voice_of(clip))
+    before = int(rng.uniform(0.12, 0.36) * RATE_HZ)
+    total = before + len(speech.samples) + int(rng.uniform(0.12, 0.36) * RATE_HZ)
+    total += -total % SAMPLES_PER_FRAME
+    samples = np.zeros(total, np.float32)
+    samples[before : before + len(speech.samples)] = synth_noise.level(speech.samples) * rng.uniform(0.5, 1.5)
+    floor_db = -70.0 + 25.0 * clip.difficulty * rng.uniform()
+    samples += 10 ** (floor_db / 20) * rng.standard_normal(total, np.float32)
+    later = before / RATE_HZ
+    phones = [mark.later(later) for mark in speech.phones]
+    return samples, phones, [mark.later(later) for mark in speech.words]
+
+
+@functools.lru_cache(maxsize=4)
+def _painter(look: synth_face.Look) -> synth_paint.Painter:
+    """A speaker's face, drawn once for the clips that follow each other."""
+    return synth_paint.Painter(look)
+
+
+def _timbres(seed: int) -> list[str]:
+    return [str(timbre) for timbre in numpy_rng(seed, "synth timbres").permutation(synth_speech.TIMBRES)]

@@ -1,0 +1,216 @@
+"""Speech for the embedded corpus: espeak-ng, called through ctypes, with the times of its phones and words.
+
+The library and its voices come in the wheel `espeakng_loader`. Its samples differ slightly from call to call, the
+length too: what was spoken is stored, never hashed, and the times always come from the same call as the samples.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import resample_poly
+
+from mmspeech.errors import BadItem, UserError
+
+RATE_HZ = 16000
+
+ACCENTS = ("en", "en-US", "en-GB-scotland", "en-GB-x-gbclan", "en-GB-x-gbcwmd", "en-GB-x-rp", "en-029", "en-US-nyc")
+
+# espeak-ng's voice variants that sound like a person: no whispers, robots or croaks.
+_TIMBRES = """
+m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 Alex Alicia Andrea Andy Annie Denis Diogo Gene Henrique Hugo Lee Mario Michael
+Mike Nguyen Reed adam anika announcer antonio aunty belinda benjamin boris caleb david ed edward edward2 grandma grandpa
+gustave ian iven3 john kaukovalta klatt3 klatt4 linda marcelo max michel miguel mike2 norbert pablo paul pedro quincy
+rob robert sandro shelby steph travis victor zac
+"""
+TIMBRES = tuple(_TIMBRES.split())
+
+# espeak-ng's phone names, without stress marks -> ARPABET.
+PHONES = {
+    "0": "AA", "A:": "AA", "A@": "AA", "a": "AE", "aa": "AE", "a#": "AH", "@": "AH", "@2": "AH", "@5": "AH", "V": "AH",
+    "3": "ER", "3:": "ER", "E": "EH", "e": "EH", "e@": "EH", "E@": "EH", "I": "IH", "I2": "IH", "I#": "IH", "i": "IY",
+    "i:": "IY", "i@": "IY", "i@3": "IY", "u": "UW", "u:": "UW", "U": "UH", "U@": "UH", "O": "AO", "O:": "AO",
+    "O2": "AO", "o": "AO", "o@": "AO", "O@": "AO", "oU": "OW", "eI": "EY", "aI": "AY", "aI2": "AY", "aI3": "AY",
+    "aI@": "AY", "aU": "AW", "aU@": "AW", "OI": "OY", "b": "B", "p": "P", "t": "T", "t#": "T", "t2": "T", "t[": "T",
+    "d": "D", "d#": "D", "d[": "D", "k": "K", "g": "G", "f": "F", "v": "V", "T": "TH", "D": "DH", "s": "S", "z": "Z",
+    "S": "SH", "Z": "ZH", "tS": "CH", "dZ": "JH", "h": "HH", "m": "M", "n": "N", "n-": "N", "N": "NG", "l": "L",
+    "l#": "L", "l-": "L", "@L": "L", "r": "R", "r-": "R", "r2": "R", "j": "Y", "w": "W", "w#": "W", "*": "T",
+}  # fmt: skip
+NOT_PHONES = {";", "?", "", "|"}  # palatalisation, glottal onset, joins: they belong to the phone before
+SILENCE = "sil"
+
+
+class Mark(NamedTuple):
+    """A phone or a word and when it sounds, in seconds."""
+
+    label: str
+    start_s: float
+    end_s: float
+
+    def later(self, seconds: float) -> "Mark":
+        """The same mark, moved in time."""
+        return Mark(self.label, self.start_s + seconds, self.end_s + seconds)
+
+
+class Voice(NamedTuple):
+    """How one speaker sounds."""
+
+    accent: str
+    timbre: str
+    words_per_minute: int
+    pitch: int  # 0-100, espeak-ng's scale; 50 is the timbre's own
+    pitch_range: int
+
+
+class Speech(NamedTuple):
+    """What was spoken: samples (S,) float32 in [-1, 1] at 16 kHz; phones and words with their times."""
+
+    samples: NDArray[np.float32]
+    phones: list[Mark]
+    words: list[Mark]
+
+
+def draw_voice(timbre: str, rng: np.random.Generator) -> Voice:
+    """A speaker's accent, rate and pitch; the timbre is given, so that no two speakers share one."""
+    return Voice(
+        accent=str(rng.choice(ACCENTS)),
+        timbre=timbre,
+        words_per_minute=int(rng.integers(140, 201)),
+        pitch=int(rng.integers(30, 71)),
+        pitch_range=int(rng.integers(30, 71)),
+    )
+
+
+def speak(words: Sequence[str], spoken: Sequence[str], voice: Voice) -> Speech:
+    """Speak one sentence.
+
+    Args:
+        words: the words as they are written in transcripts.
+        spoken: what espeak-ng reads for each word: its spelling, or phones in double square brackets.
+        voice: who speaks.
+
+    Raises:
+        BadItem: espeak-ng left out a word or named a phone that `PHONES` does not know.
+    """
+    samples, events = _synthesize(" ".join(spoken), voice)
+    starts = np.cumsum([1, *(len(word) + 1 for word in spoken)])  # espeak-ng counts characters from 1
+    phones: list[Mark] = []
+    owners: list[int] = []  # which word each phone belongs to, -1 for silence
+    for (start_s, name, position), (end_s, _, _) in zip(
+        events, [*events[1:], (len(samples) / RATE_HZ, "", 0)], strict=True
+    ):
+        if name in NOT_PHONES and phones:
+            phones[-1] = phones[-1]._replace(end_s=end_s)
+            continue
+        silent = name.startswith("_")
+        if not silent and name not in PHONES:
+            raise BadItem(f"espeak-ng voice {voice.accent}+{voice.timbre}: unknown phone `{name}`; clip left out")
+        owners.append(-1 if silent else int(np.searchsorted(starts, position, side="right")) - 1)
+        phones.append(Mark(SILENCE if silent else PHONES[name], start_s, end_s))
+    marks = []
+    for i, word in enumerate(words):
+        own = [phone for phone, owner in zip(phones, owners, strict=True) if owner == i]
+        if not own:
+            raise BadItem(f"espeak-ng voice {voice.accent}+{voice.timbre}: said nothing for `{word}`; clip left out")
+        marks.append(Mark(word, own[0].start_s, own[-1].end_s))
+    return Speech(samples, [phone for phone in phones if phone.end_s > phone.start_s], marks)
+
+
+def _synthesize(text: str, voice: Voice) -> tuple[NDArray[np.float32], list[tuple[float, str, int]]]:
+    """Samples at 16 kHz and (start in seconds, espeak-ng's phone name, position in the text) of every phone."""
+    espeak = _start_engine()
+    name = f"{voice.accent}+{voice.timbre}"
+    if espeak.library.espeak_SetVoiceByName(name.encode()) != 0:
+        raise BadItem(f"espeak-ng has no voice {name}; clip left out")
+    # Setting the voice resets these, so they come after it.
+    for parameter, value in ((1, voice.words_per_minute), (3, voice.pitch), (4, voice.pitch_range)):
+        espeak.library.espeak_SetParameter(parameter, value, 0)
+    espeak.samples.clear()
+    espeak.events.clear()
+    data = text.encode()
+    utf8, phonemes_in_brackets = 0x1, 0x100
+    status = espeak.library.espeak_Synth(
+        data, ctypes.c_size_t(len(data) + 1), 0, 1, 0, utf8 | phonemes_in_brackets, None, None
+    )
+    if status != 0:
+        raise BadItem(f"espeak-ng could not speak `{text}` (status {status}); clip left out")
+    pcm = np.frombuffer(b"".join(espeak.samples), np.int16).astype(np.float32) / 32768
+    up, down = RATE_HZ // 50, espeak.rate_hz // 50  # 320 / 441
+    events = []
+    word_start = None
+    for kind, position, sample, phone in espeak.events:
+        if kind == WORD:
+            word_start = sample
+        elif kind == PHONEME:
+            # The closure of a word's first stop lies between the word's event and the phone's: it is the phone's own.
+            closed = word_start is not None and sample - word_start < 0.1 * espeak.rate_hz
+            events.append(
+                ((word_start if closed else sample) / espeak.rate_hz, phone.decode().lstrip("',%="), position)
+            )
+            word_start = None
+    return resample_poly(pcm, up, down).astype(np.float32), events
+
+
+WORD, PHONEME = 1, 7  # espeak-ng's kinds of events
+
+
+class _Id(ctypes.Union):
+    _fields_ = (("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8))
+
+
+class _Event(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint), ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int), ("audio_position", ctypes.c_int), ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p), ("id", _Id),
+    )  # fmt: skip
+
+
+class _Engine(NamedTuple):
+    library: ctypes.CDLL
+    rate_hz: int
+    samples: list[bytes]  # filled by the callback
+    events: list[tuple[int, int, int, bytes]]  # kind, position in the text, sample, phone
+    callback: Callable  # kept alive as long as the library may call it
+
+
+@functools.cache
+def _start_engine() -> _Engine:
+    """The library, once per process: it has one global state. Raises UserError if the wheel is not installed."""
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        raise UserError(
+            "prepare synth: speaks with espeak-ng, but the package espeakng_loader is missing; "
+            "pip install mmspeech[synth]"
+        ) from error
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    samples: list[bytes] = []
+    events: list[tuple[int, int, int, bytes]] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Event))
+    def callback(wav: int | None, count: int, marks: "ctypes._Pointer[_Event]") -> int:
+        if wav and count:
+            samples.append(ctypes.string_at(wav, 2 * count))
+        i = 0
+        while (mark := marks[i]).type != 0:
+            events.append((mark.type, mark.text_position, mark.sample, bytes(mark.id.string)))
+            i += 1
+        return 0
+
+    synchronous, phoneme_events, do_not_exit = 2, 0x1, 0x8000
+    rate_hz = library.espeak_Initialize(
+        synchronous, 0, str(espeakng_loader.get_data_path()).encode(), phoneme_events | do_not_exit
+    )
+    if rate_hz <= 0:
+        raise UserError(f"espeak-ng: could not read {espeakng_loader.get_data_path()}; reinstall espeakng_loader")
+    library.espeak_SetSynthCallback(callback)
+    return _Engine(library, rate_hz, samples, events, callback)
+
+
+def check_installed() -> None:
+    """Raises UserError, with the way out, unless espeak-ng can be used; before any work is done."""
+    _start_engine()

@@ -1,0 +1,162 @@
+"""Text as token ids: SentencePiece unigrams, characters or words, with the public models' special ids.
+
+A sequence of ids ends with </s>. Text is lower-cased, as for the published models. A space is part of the piece that
+follows it, written `▁`, so that joining pieces and replacing `▁` gives the text back.
+"""
+
+import io
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import sentencepiece
+from lhotse import CutSet
+
+from mmspeech.errors import UserError
+from mmspeech.files import replacing, write_json
+
+START, PAD, END, UNKNOWN = range(4)
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+SPACE = "▁"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """What the text is cut into."""
+
+    kind: Literal["unigram", "characters", "words"] = "unigram"
+    size: int | None = None  # entries, the four special ones included; words and characters: all there are by default
+
+
+class Tokenizer:
+    """Text -> ids and back; `symbols[i]` is what id i stands for."""
+
+    def __init__(self, kind: str, symbols: Sequence[str], model: bytes | None = None) -> None:
+        """`model`: the SentencePiece model of a unigram tokenizer."""
+        self.kind, self.symbols, self.model = kind, list(symbols), model
+        self._ids = {symbol: i for i, symbol in enumerate(self.symbols)}
+        self._pieces = None if model is None else sentencepiece.SentencePieceProcessor(model_proto=model)
+
+    @classmethod
+    def from_sentencepiece(cls, model: bytes) -> "Tokenizer":
+        """A unigram tokenizer from the bytes of a SentencePiece model with our special ids."""
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        return cls("unigram", [pieces.id_to_piece(i) for i in range(pieces.get_piece_size())], model)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer that `save` wrote. Raises UserError if there is none."""
+        try:
+            record = json.loads((folder / "tokenizer.json").read_text())
+            model = (folder / "tokenizer.model").read_bytes() if record["kind"] == "unigram" else None
+            return cls(record["kind"], record["symbols"], model)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{folder}: expected tokenizer.json in it ({error}); give the folder of a recognizer"
+            ) from None
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and, for unigrams, tokenizer.model."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.model is not None:
+            with replacing(folder / "tokenizer.model") as temporary:
+                temporary.write_bytes(self.model)
+        write_json(folder / "tokenizer.json", {"kind": self.kind, "symbols": self.symbols})
+
+    @property
+    def size(self) -> int:
+        return len(self.symbols)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, lower-cased, with </s> behind them; what the vocabulary lacks becomes <unk>."""
+        text = normalise(text)
+        if self._pieces is not None:
+            return [*self._pieces.encode(text), END]
+        return [*(self._ids.get(piece, UNKNOWN) for piece in _cut(text, self.kind)), END]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; special ones but <unk> are left out."""
+        unknown = SPACE + SPECIAL[UNKNOWN] if self.kind == "words" else SPECIAL[UNKNOWN]
+        pieces = (unknown if i == UNKNOWN else self.symbols[i] for i in ids if i not in (START, PAD, END))
+        return "".join(pieces).replace(SPACE, " ").strip()
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+    """A tokenizer learned from texts.
+
+    Raises UserError if there is no text, or if the texts do not support the size asked for; it names one that they do.
+    """
+    texts = [text for text in map(normalise, texts) if text]
+    if not texts:
+        raise UserError("tokenizer: no text to learn from; give cuts that have transcripts")
+    if config.kind == "unigram":
+        if config.size is None:
+            raise UserError("tokenizer.size: unigram pieces need a size; set one, e.g. 1000 for LRS3")
+        return Tokenizer.from_sentencepiece(_train_unigram(texts, config.size))
+    counts = Counter(piece for text in texts for piece in _cut(text, config.kind))
+    symbols = [*SPECIAL, *sorted(counts, key=lambda piece: (-counts[piece], piece))]
+    if config.size is not None and not len(SPECIAL) < config.size <= len(symbols):
+        raise UserError(
+            f"tokenizer.size: {config.size} {config.kind}, but the texts have {len(symbols)} with the special ones; "
+            f"set at most {len(symbols)}, or leave it out"
+        )
+    return Tokenizer(config.kind, symbols[: config.size])
+
+
+def transcripts(cuts: CutSet) -> Iterator[str]:
+    """The texts of all cuts that have one."""
+    for cut in cuts:
+        for supervision in cut.supervisions:
+            if supervision.text:
+                yield supervision.text
+
+
+def normalise(text: str) -> str:
+    """Lower case, one space between words, one code for each character (NFKC)."""
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
+def _cut(text: str, kind: str) -> list[str]:
+    """Pieces of normalised text: `▁one ▁two` as words, `▁ o n e ▁ t w o` as characters."""
+    if not text:
+        return []
+    if kind == "words":
+        return [SPACE + word for word in text.split(" ")]
+    return list((SPACE + text).replace(" ", SPACE))
+
+
+def _train_unigram(texts: list[str], size: int) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=size,
+            character_coverage=1.0,
+            bos_id=START,
+            pad_id=PAD,
+            eos_id=END,
+            unk_id=UNKNOWN,
+            num_threads=4,  # fixed: the sum of their shares is the model's
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        # "Vocabulary size too high (N). Please set it to a value <= M.", or that N is below the M characters needed.
+        if "ocabulary size" not in str(error):
+            raise
+        if largest := re.search(r"value <= (\d+)", str(error)):
+            raise UserError(
+                f"tokenizer.size: {size} unigram pieces, but these texts support at most {largest[1]}; "
+                f"set {largest[1]} or fewer"
+            ) from None
+        smallest = len(SPECIAL) + len(set("".join(texts).replace(" ", SPACE)) | {SPACE})
+        raise UserError(
+            f"tokenizer.size: {size} unigram pieces do not hold the characters of these texts; set at least {smallest}"
+        ) from None
+    return model.getvalue()

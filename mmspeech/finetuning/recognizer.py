@@ -1,0 +1,95 @@
+"""A fine-tuned model on disk: everything that decoding needs in one folder.
+
+config.yaml          task, objective, encoder, how its streams are read
+model.safetensors    weights of encoder and head
+tokenizer.json ...   written by the tokenizer itself
+"""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mmspeech import config as configs
+from mmspeech.errors import UserError
+from mmspeech.files import replace_folder, sync
+from mmspeech.finetuning.ctc import CTC, CTCConfig
+from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
+from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_weights
+
+TASKS: dict[str, tuple[type, type]] = {"seq2seq": (Seq2SeqConfig, Seq2Seq), "ctc": (CTCConfig, CTC)}
+
+
+class SavesItself(Protocol):
+    """A tokenizer, of which nothing else is needed here."""
+
+    def save(self, folder: Path) -> None: ...
+
+
+@dataclass
+class Recognizer:
+    """A fine-tuned model in evaluation mode; its tokenizer lies in the same folder."""
+
+    task: str
+    objective: Seq2Seq | CTC
+    folder: Path
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The streams that its encoder knows."""
+        return self.objective.encoder.modalities
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """How each stream is read."""
+        return self.objective.encoder.inputs
+
+
+def save(objective: Seq2Seq | CTC, tokenizer: SavesItself, folder: Path) -> None:
+    """Write a recognizer's folder; what lay there is replaced when all is written."""
+    task = next(name for name, (_, kind) in TASKS.items() if type(objective) is kind)
+    temporary = folder.with_name(f".new.{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        tokenizer.save(temporary)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in objective.state_dict().items()}
+        save_file(weights, temporary / "model.safetensors")
+        sync(temporary / "model.safetensors")
+        tree = {
+            "task": task,
+            "vocab_size": objective.vocab_size,
+            "objective": asdict(objective.config),
+            "model": asdict(objective.encoder.config),
+            "inputs": objective.encoder.inputs,
+        }
+        configs.dump(tree, temporary / "config.yaml")
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> Recognizer:
+    """The recognizer in a folder written by `save`, in evaluation mode.
+
+    Raises UserError if it is no such folder, or if its weights do not fit its config.
+    """
+    file, weights = folder / "config.yaml", folder / "model.safetensors"
+    if not file.exists() or not weights.exists():
+        raise UserError(f"{folder}: expected config.yaml and model.safetensors; give the folder of a fine-tuned model")
+    tree = configs.read(file)
+    task = tree.get("task")
+    if task not in TASKS or not isinstance(tree.get("vocab_size"), int):
+        raise UserError(f"{file}: expected a task of {', '.join(TASKS)} and its vocab_size; give a fine-tuned model")
+    kind, objective_class = TASKS[task]
+    encoder = AVEncoder(configs.build(tree.get("model", {}), AVEncoderConfig, file), tree.get("inputs"))
+    objective = objective_class(encoder, configs.build(tree.get("objective", {}), kind, file), tree["vocab_size"])
+    try:
+        load_weights(objective, load_file(weights), weights)
+    except SafetensorError as error:
+        raise UserError(f"{weights}: not a complete file of weights ({error}); copy or train it again") from None
+    return Recognizer(task, objective.to(device).eval(), folder)

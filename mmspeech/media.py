@@ -1,0 +1,303 @@
+"""Any container -> 16 kHz mono FLAC, and frames at 25 per second, through PyAV (its wheel brings FFmpeg).
+
+The time 0 of a clip is its first video frame's: frame i of the 25 Hz grid is the frame that is shown i / 25 s later,
+and sample n of the FLAC sounds n / 16000 s later, whatever the container's rates and offsets are. Frame i and samples
+640 i ... 640 i + 639 belong together. Without a picture, time 0 is where the sound begins.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import soundfile
+
+from mmspeech.errors import BadItem
+from mmspeech.files import replacing
+
+RATE_HZ = 16_000
+FRAMES_PER_S = 25
+SAMPLES_PER_FRAME = RATE_HZ // FRAMES_PER_S
+MIN_S = 0.2  # 5 video frames, the public AV-HuBERT's shortest clip
+# A frame whose time stamp lies this little behind the grid counts as on it: containers round to milliseconds.
+TOLERANCE_S = 0.0015
+MAX_JITTER_S = 0.05  # sound whose time stamps leave more than this out was interrupted: the hole becomes silence
+MAX_HOLE_S = 60.0
+SPARE_FRAMES = 2  # by which a header may be wrong about the number of its frames
+# Containers whose header states how long the streams are; others (MP3, MPEG) only guess it.
+EXACT_HEADERS = ("mov,mp4", "wav", "flac")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """A file's picture: what cuts carry as `source`."""
+
+    path: str
+    video_start_s: float  # container time of the first video frame
+    audio_start_s: float | None  # and of the first sample; None without sound
+    num_frames: int  # in the file, at its own rate
+    fps: float  # mean over the clip
+    width: int  # as shown, after rotation
+    height: int
+    rotation: int  # degrees counter-clockwise by which the stored picture is turned to show it
+    duration_s: float  # from the first frame's time to the last one's end
+
+    @property
+    def num_grid_frames(self) -> int:
+        """Number of frames that `read_frames` yields."""
+        return _grid_frames(self.duration_s)
+
+    def as_source(self) -> dict[str, object]:
+        """The fields that cuts carry."""
+        renamed = {"width": "frame_width", "height": "frame_height"}  # lhotse takes a dict with `width` for an image
+        return {renamed.get(name, name): value for name, value in asdict(self).items() if name != "duration_s"}
+
+
+@dataclass(frozen=True)
+class Media:
+    """What `to_flac` made: the sound's length, and the picture it belongs to (None: sound alone)."""
+
+    num_samples: int
+    video: Video | None
+
+
+def to_flac(source: Path, target: Path, *, need_video: bool = False) -> Media:
+    """Write the sound of any file that FFmpeg reads as 16 kHz mono FLAC; one that is there already is kept.
+
+    With a picture the sound is cut or filled with silence to exactly 640 samples per frame of the 25 Hz grid.
+
+    Raises BadItem: unreadable or cut off, no sound, shorter than 0.2 s, or no picture where one is needed.
+    """
+    video = probe(source)
+    if need_video and video is None:
+        raise BadItem(f"{source}: expected a video stream, found sound only; left out")
+    if not target.exists():
+        blocks = _sound(source, video.video_start_s if video else None)
+        limit = video.num_grid_frames * SAMPLES_PER_FRAME if video else None
+        with replacing(target) as temporary:
+            written = 0
+            with soundfile.SoundFile(temporary, "w", RATE_HZ, 1, "PCM_16", format="FLAC") as file:
+                for block in _fit(blocks, limit):
+                    file.write(block)
+                    written += len(block)
+            if written < MIN_S * RATE_HZ:
+                raise BadItem(f"{source}: expected at least {MIN_S} s, found {written / RATE_HZ:.2f} s; left out")
+    return Media(soundfile.info(target).frames, video)
+
+
+def probe(path: Path) -> Video | None:
+    """What a file says of its picture, from the packets' time stamps and one decoded frame; None for sound alone.
+
+    Raises BadItem if the file is missing, unreadable or cut off.
+    """
+    with _open(path) as container:
+        stream = _video_stream(container)
+        if stream is None:
+            return None
+        fallback_s = 1 / float(stream.average_rate or FRAMES_PER_S)
+        times, ends, packets = [], [], 0
+        for packet in container.demux(stream):
+            packets += packet.size > 0
+            if packet.pts is not None and not packet.is_discard:
+                times.append(float(packet.pts * packet.time_base))
+                ends.append(times[-1] + (float((packet.duration or 0) * packet.time_base) or fallback_s))
+        if packets < stream.frames - SPARE_FRAMES:
+            raise BadItem(f"{path}: expected {stream.frames} video frames, found {packets}: cut off; copy it again")
+        audio_start_s, shown_at = _start_of_sound(container), _has_show_times(container)
+    with _open(path) as container:
+        first, start_s, _ = next(_decoded(container), (None, None, None))
+        if first is None:
+            raise BadItem(f"{path}: expected video frames, found none; left out")
+        rotation = first.rotation % 360
+    if not shown_at or len(times) < packets - SPARE_FRAMES:  # MPEG may leave time stamps out
+        with _open(path) as container:
+            pairs = [(time_s, end_s) for _, time_s, end_s in _decoded(container)]
+        times, ends = [time_s for time_s, _ in pairs], [end_s for _, end_s in pairs]
+    duration_s = max(ends) - start_s
+    width, height = (first.height, first.width) if _quarter_turns(rotation) % 2 else (first.width, first.height)
+    return Video(
+        path=str(path.absolute()),
+        video_start_s=start_s,
+        audio_start_s=audio_start_s,
+        num_frames=len(times),
+        fps=round(len(times) / duration_s, 4),
+        width=width,
+        height=height,
+        rotation=rotation,
+        duration_s=duration_s,
+    )
+
+
+def read_frames(path: Path, *, grey: bool) -> Iterator[np.ndarray]:
+    """The video at 25 frames per second, upright: (H, W) uint8 grey, or (H, W, 3) uint8 RGB.
+
+    Grey is the stored brightness, its 16-235 stretched to 0-255: three times faster than by way of colour.
+
+    Raises BadItem if the file is missing, has no picture, or does not decode to its end.
+    """
+    convert = _grey if grey else _colour
+    with _open(path) as container:
+        if _video_stream(container) is None:
+            raise BadItem(f"{path}: expected a video stream, found none; left out")
+        for frame, repeats in _on_grid(_decoded(container)):
+            if repeats:
+                image = np.rot90(convert(frame), _quarter_turns(frame.rotation))
+                yield from (image.copy() for _ in range(repeats))
+
+
+def _on_grid(decoded: Iterable[tuple[av.VideoFrame, float, float]]) -> Iterator[tuple[av.VideoFrame, int]]:
+    """Each frame with the number of grid points (multiples of 1/25 s) at which it is the one shown."""
+    done, shown, start_s, end_s = 0, None, 0.0, 0.0
+    for frame, time_s, frame_end_s in decoded:
+        if shown is None:
+            start_s = time_s
+        else:
+            # Grid points before the next frame's time belong to the frame before it.
+            until = int(np.ceil((time_s - start_s - TOLERANCE_S) * FRAMES_PER_S))
+            yield shown, max(0, until - done)
+            done = max(done, until)
+        shown, end_s = frame, max(end_s, frame_end_s)
+    if shown is not None:
+        yield shown, max(0, _grid_frames(end_s - start_s) - done)
+
+
+def _grid_frames(duration_s: float) -> int:
+    return max(1, round(duration_s * FRAMES_PER_S))
+
+
+def _decoded(container: av.container.InputContainer) -> Iterator[tuple[av.VideoFrame, float, float]]:
+    """Every video frame in the order of showing, with its time and end in seconds of the container."""
+    stream = _video_stream(container)
+    fallback_s = 1 / float(stream.average_rate or FRAMES_PER_S)
+    time_s, delay = -fallback_s, None
+    for frame in container.decode(stream):
+        if _has_show_times(container):
+            stamp = frame.pts
+        else:
+            # Times of decoding grow as steadily as times of showing, later by what the decoder holds back.
+            delay = (frame.dts or 0) - (stream.start_time or 0) if delay is None else delay
+            stamp = None if frame.dts is None else frame.dts - delay
+        time_s = time_s + fallback_s if stamp is None else float(stamp * frame.time_base)
+        yield frame, time_s, time_s + (float((frame.duration or 0) * frame.time_base) or fallback_s)
+
+
+def _has_show_times(container: av.container.InputContainer) -> bool:
+    """AVI writes no time at which a frame is shown; FFmpeg guesses one, wrongly where frames are reordered."""
+    return container.format.name != "avi"
+
+
+def _quarter_turns(rotation: int) -> int:
+    """np.rot90's number of turns, counter-clockwise, for an angle that phones write into the file."""
+    return round(rotation / 90) % 4
+
+
+def _grey(frame: av.VideoFrame) -> np.ndarray:
+    """(H, W) uint8. The Y plane is read as it lies in memory: no conversion, no copy of the colours."""
+    name = frame.format.name
+    if name not in ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "gray"):
+        frame = frame.reformat(format="yuv444p", dst_color_range="MPEG")
+    plane = frame.planes[0]
+    grey = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+    full_range = frame.color_range == av.video.reformatter.ColorRange.JPEG or name == "gray" or name.startswith("yuvj")
+    return grey if full_range else cv2.LUT(grey, _stretch())
+
+
+@functools.cache
+def _stretch() -> np.ndarray:
+    return np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
+
+
+def _colour(frame: av.VideoFrame) -> np.ndarray:
+    return frame.to_ndarray(format="rgb24")
+
+
+def _sound(path: Path, zero_s: float | None) -> Iterator[np.ndarray]:
+    """Blocks (samples,) int16 at 16 kHz from container time `zero_s` on (None: from the first sample on)."""
+    with _open(path) as container:
+        if not container.streams.audio:
+            raise BadItem(f"{path}: expected an audio stream, found none; left out")
+        stream = container.streams.audio[0]
+        stream.codec_context.thread_count = 1
+        stated_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        resampler, start_s, heard_s, skip = None, None, 0.0, 0
+        for frame in container.decode(stream):
+            time_s = frame.time if frame.time is not None else (start_s or 0.0) + heard_s
+            if start_s is None:
+                start_s = time_s
+                skip = 0 if zero_s is None else round((zero_s - start_s) * RATE_HZ)
+                yield np.zeros(max(0, -skip), np.int16)
+            hole_s = time_s - start_s - heard_s
+            if hole_s > MAX_HOLE_S:
+                raise BadItem(f"{path}: time stamps of the sound jump by {hole_s:.0f} s; mend the file or leave it out")
+            blocks = []
+            if hole_s > MAX_JITTER_S:
+                blocks = [*_resampled(resampler, None), np.zeros(round(hole_s * RATE_HZ), np.int16)]
+                resampler, heard_s = None, heard_s + hole_s
+            if resampler is None:
+                resampler = av.AudioResampler("s16", "mono", RATE_HZ)
+            heard_s += frame.samples / frame.sample_rate
+            for block in [*blocks, *_resampled(resampler, frame, path)]:
+                yield block[max(0, skip) :]
+                skip = max(0, skip - len(block))
+        if start_s is None:
+            raise BadItem(f"{path}: expected sound, found an audio stream without samples; left out")
+        if container.format.name.startswith(EXACT_HEADERS) and heard_s < 0.9 * stated_s - 0.5:
+            raise BadItem(f"{path}: expected {stated_s:.1f} s of sound, found {heard_s:.1f} s: cut off; copy it again")
+        for block in _resampled(resampler, None):
+            yield block[max(0, skip) :]
+
+
+def _resampled(resampler: av.AudioResampler | None, frame: av.AudioFrame | None, path: Path | None = None) -> list:
+    """What the resampler gives out for a frame, or for the end (None): blocks (samples,) int16."""
+    if resampler is None:
+        return []
+    try:
+        return [out.to_ndarray()[0] for out in resampler.resample(frame)]
+    except ValueError as error:
+        raise BadItem(f"{path}: the sound changes its rate or channels midway; convert the file first") from error
+
+
+def _fit(blocks: Iterable[np.ndarray], limit: int | None) -> Iterator[np.ndarray]:
+    """Blocks of exactly `limit` samples together: cut at the end, or followed by silence."""
+    done = 0
+    for block in blocks:
+        if limit is not None and done + len(block) >= limit:
+            yield block[: limit - done]
+            return
+        yield block
+        done += len(block)
+    if limit is not None:
+        yield np.zeros(limit - done, np.int16)
+
+
+def _start_of_sound(container: av.container.InputContainer) -> float | None:
+    if not container.streams.audio:
+        return None
+    stream = container.streams.audio[0]
+    return float((stream.start_time or 0) * stream.time_base)
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The first stream of pictures that move; the cover of an MP3 file is none."""
+    moving = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not moving:
+        return None
+    moving[0].codec_context.thread_count = 1  # there is one process per core already
+    return moving[0]
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[av.container.InputContainer]:
+    """Open a file for reading; whatever FFmpeg dislikes in the block becomes one line of BadItem."""
+    try:
+        with av.open(str(path)) as container:
+            yield container
+    except FileNotFoundError:
+        raise BadItem(f"{path}: no such file; left out") from None
+    except av.error.FFmpegError as error:
+        reason = error.strerror or type(error).__name__
+        raise BadItem(f"{path}: not a media file, or cut off ({reason}); copy it again or leave it out") from error

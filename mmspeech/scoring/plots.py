@@ -1,0 +1,145 @@
+"""The report's plots, as SVG text that takes its colours of ink and paper from the page around it."""
+
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mmspeech.errors import UserError
+from mmspeech.scoring.table import ANY, Score, column_order, split_noise
+
+# Colours that stand for the page's own (CSS variables), so that one picture suits light and dark.
+INK, FAINT = "#010203", "#040506"
+COLOURS = ("#3b6fd4", "#d9742b", "#2e9e6b", "#b0489c", "#8a7a2f", "#5f6b7a")  # readable on white and on black
+POINTS = 300  # per curve: a pre-training run logs many thousands, and the file should stay small
+
+
+def read_metrics(path: Path) -> dict[str, np.ndarray]:
+    """metrics.jsonl as curves: name -> (P, 2) of update and value; text and values that are not finite are left out.
+
+    A run that was stopped and resumed may have logged an update twice: the later line counts.
+    """
+    curves: dict[str, dict[int, float]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            logged = json.loads(line)
+            update = int(logged["update"])
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):  # a run that was killed, or is still writing, may leave half a line
+                continue
+            raise UserError(f'{path}:{number}: expected {{"update": ..., "loss": ...}}; remove the line') from None
+        for name, value in logged.items():
+            if name != "update" and isinstance(value, int | float) and math.isfinite(value):
+                curves.setdefault(name, {})[update] = float(value)
+    return {name: np.array(sorted(points.items())) for name, points in curves.items()}
+
+
+def training_curves(curves: Mapping[str, np.ndarray], title: str) -> str:
+    """Losses in training and validation over updates, other validation figures, and the learning rate, side by side."""
+    panels = {"loss": [], "validation": [], "learning rate": []}
+    for name in curves:
+        if name == "loss" or name.startswith("loss/"):
+            panels["loss"].append(name)
+        elif name.startswith("valid/"):
+            panels["loss" if name == "valid/loss" else "validation"].append(name)
+        elif name == "lr":
+            panels["learning rate"].append(name)
+    shown = {panel: names for panel, names in panels.items() if names}
+    if not shown:
+        return ""
+    figure = Figure(figsize=(3.4 * len(shown), 2.5), layout="constrained")
+    for axes, (panel, names) in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown.items(), strict=True):
+        for name, colour in zip(names, COLOURS, strict=False):
+            x, y = thinned(curves[name]).T
+            label = name.removeprefix("loss/").removeprefix("valid/") if panel == "validation" else name
+            marker = "o" if len(x) < 20 else None
+            axes.plot(x, y, color=colour, linewidth=1.4, label=label, marker=marker, markersize=2.5)
+        axes.set_title(panel, loc="left", fontsize=9, color=INK)
+        axes.set_xlabel("update", fontsize=8)
+        if len(names) > 1:
+            axes.legend(fontsize=7, frameon=False, labelcolor=INK)
+        _plain(axes)
+    return to_svg(figure, f"Training curves of {title}")
+
+
+def rate_over_snr(scores: Sequence[Score]) -> str:
+    """Error rates over the SNR, one panel per kind of noise, with intervals; "" unless some system has several SNRs."""
+    scores = [score for score in scores if score.metric == "wer" and score.modality != ANY]
+    kinds = sorted({split_noise(score.noise)[0] for score in scores if math.isfinite(split_noise(score.noise)[1])})
+    panels = {kind: lines for kind in kinds if (lines := _lines(scores, kind))}
+    if not panels:
+        return ""
+    figure = Figure(figsize=(4.6 * len(panels), 3.2), layout="constrained")
+    for axes, (kind, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        levels = sorted({split_noise(score.noise)[1] for line in lines.values() for score in line})  # clean: inf, last
+        places = {level: place for place, level in enumerate(levels)}
+        for (name, line), colour in zip(lines.items(), COLOURS * len(lines), strict=False):
+            x = [places[split_noise(score.noise)[1]] for score in line]
+            y = np.array([score.value for score in line])
+            # A percentile interval need not hold the score itself, but bars cannot be negative.
+            bars = [
+                np.maximum(y - [score.low for score in line], 0),
+                np.maximum([score.high for score in line] - y, 0),
+            ]
+            axes.errorbar(
+                x, y, bars, color=colour, linewidth=1.4, elinewidth=0.8, capsize=2, marker="o", markersize=3, label=name
+            )
+        axes.set_xticks(list(places.values()), [f"{level:g}" if math.isfinite(level) else "clean" for level in places])
+        axes.set_title(f"{kind}: WER in %", loc="left", fontsize=9, color=INK)
+        axes.set_xlabel("SNR in dB", fontsize=8)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=7, frameon=False, labelcolor=INK)
+        _plain(axes)
+    return to_svg(figure, "Word error rate over signal-to-noise ratio")
+
+
+def thinned(curve: np.ndarray) -> np.ndarray:
+    """At most POINTS means of neighbouring points: (P, 2) -> (<= POINTS, 2)."""
+    if len(curve) <= POINTS:
+        return curve
+    return np.array([part.mean(axis=0) for part in np.array_split(curve, POINTS)])
+
+
+def to_svg(figure: Figure, title: str) -> str:
+    """The figure as an <svg> element for a page, with text as text."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "var(--ink)").replace(FAINT, "var(--line)")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font: \1 var(--sans)", svg)
+    # Sized by the page: the picture keeps its proportions and shrinks with the window.
+    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])
+    svg = re.sub(r'(<svg [^>]*?)height="[\d.]+pt" ', r"\1", svg, count=1)
+    svg = re.sub(r'width="[\d.]+pt"', f'style="width: 100%; max-width: {width * 4 / 3:.0f}px" role="img"', svg, count=1)
+    return svg.replace(">", f"><title>{title.replace('<', '').replace('&', 'and')}</title>", 1)
+
+
+def _lines(scores: Sequence[Score], kind: str) -> dict[str, list[Score]]:
+    """System and modality -> its scores by rising SNR, the clean one last; only those with at least two SNRs."""
+    labels = [score.label for score in scores]  # systems stay in the order they were given
+    lines: dict[str, list[Score]] = {}
+    for score in sorted(scores, key=lambda score: (labels.index(score.label), column_order(score.column))):
+        if split_noise(score.noise)[0] in (kind, "clean"):
+            lines.setdefault(f"{score.label}, {score.modality.upper()}", []).append(score)
+    several = {name: line for name, line in lines.items() if sum(score.noise != "clean" for score in line) > 1}
+    return {name: sorted(line, key=lambda score: split_noise(score.noise)[1]) for name, line in several.items()}
+
+
+def _plain(axes: Axes) -> None:
+    axes.set_facecolor("none")
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=7, colors=INK, length=0)
+    axes.xaxis.label.set_color(INK)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)

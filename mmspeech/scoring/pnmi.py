@@ -1,0 +1,93 @@
+"""How well hidden units agree with phones, from a table of joint counts (HuBERT Sec. IV-C).
+
+    PNMI            I(phone; unit) / H(phone)       share of the phone's uncertainty that the unit removes
+    phone purity    sum_unit max_phone p(phone, unit)    accuracy of naming each unit by its most frequent phone
+    cluster purity  sum_phone max_unit p(phone, unit)    the same the other way round
+
+Phone purity grows with the number of units, cluster purity falls: read them together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmspeech.errors import BadItem
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of units and phones over all frames that have a phone."""
+
+    pnmi: float
+    phone_purity: float
+    cluster_purity: float
+    frames: int
+    frames_without_phone: int  # left out
+    phones: int  # different ones
+    units: int  # different ones
+
+
+class JointCounts:
+    """How often each phone met each unit; grows as phones and units appear, whatever the number of cuts."""
+
+    def __init__(self) -> None:
+        self.phones: dict[str, int] = {}  # phone -> row
+        self.table = np.zeros((0, 0), np.int64)  # (phones, units)
+        self.without_phone = 0
+
+    def add(self, units: np.ndarray, phones: Sequence[str | None]) -> None:
+        """Count the frames of one cut: units (T,), and a phone (or None) for each. Raises BadItem if they differ."""
+        if len(units) != len(phones):
+            raise BadItem(f"{len(units)} units, but {len(phones)} phones; take both at 25 Hz")
+        has_phone = np.array([phone is not None for phone in phones], bool)
+        self.without_phone += int((~has_phone).sum())
+        if not has_phone.any():
+            return
+        rows = np.array([self.phones.setdefault(phone, len(self.phones)) for phone in phones if phone is not None])
+        columns = np.asarray(units)[has_phone]
+        grown = np.zeros((len(self.phones), max(self.table.shape[1], int(columns.max()) + 1)), np.int64)
+        if grown.shape != self.table.shape:
+            grown[: self.table.shape[0], : self.table.shape[1]] = self.table
+            self.table = grown
+        np.add.at(self.table, (rows, columns), 1)
+
+    def agreement(self) -> Agreement:
+        """The measures over what was counted; with only one phone PNMI is 0. Raises BadItem if nothing was counted."""
+        total = int(self.table.sum())
+        if total == 0:
+            raise BadItem("no frame has both a unit and a phone; give cuts with units and phone alignments")
+        joint = self.table / total
+        phones, units = joint.sum(1), joint.sum(0)
+        information = _entropy(phones) + _entropy(units) - _entropy(joint.ravel())
+        return Agreement(
+            pnmi=float(information / _entropy(phones)) if _entropy(phones) > 0 else 0.0,
+            phone_purity=float(joint.max(0).sum()),
+            cluster_purity=float(joint.max(1).sum()),
+            frames=total,
+            frames_without_phone=self.without_phone,
+            phones=int((phones > 0).sum()),
+            units=int((units > 0).sum()),
+        )
+
+
+def phones_of_frames(
+    intervals: Sequence[tuple[float, float, str]], num_frames: int, rate_hz: float
+) -> list[str | None]:
+    """The phone at the centre of each frame, None where there is none.
+
+    Args:
+        intervals: (start, end, phone) in seconds.
+    """
+    centres = (np.arange(num_frames) + 0.5) / rate_hz
+    phones: list[str | None] = [None] * num_frames
+    for start, end, phone in intervals:
+        for frame in range(*np.searchsorted(centres, [start, end])):
+            phones[frame] = phone
+    return phones
+
+
+def _entropy(p: np.ndarray) -> float:
+    """In bits; 0 log 0 counts 0."""
+    p = p[p > 0]
+    return float(-(p * np.log2(p)).sum())

@@ -1,0 +1,265 @@
+"""One table from an experiment's score.json files: systems down, streams and noise across.
+
+table.md   as printed: a rate with its interval per cell; the hash of the noise over each noisy column
+table.tsv  one line per score.json, for spreadsheets and plots
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import rich.table
+from rich import box
+from rich.text import Text
+
+from mmspeech import files
+from mmspeech.errors import UserError
+
+ANY = "any"  # the floor's modality and noise: it stands in every column
+MODALITIES = ("av", "a", "v")  # the order of columns; others follow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What one score.json says, as far as a table needs it."""
+
+    label: str
+    set: str
+    modality: str
+    noise: str
+    noise_hash: str | None
+    metric: str
+    value: float
+    low: float
+    high: float
+    sentences: int
+    words: int
+    folder: Path
+
+    @property
+    def column(self) -> tuple[str, str]:
+        return self.modality, self.noise
+
+
+@dataclass(frozen=True)
+class Table:
+    """The scores of one set and metric; a row is a system, a column a (modality, noise)."""
+
+    set: str
+    metric: str
+    rows: list[str]
+    columns: list[tuple[str, str]]
+    scores: dict[tuple[str, tuple[str, str]], Score]
+
+    @property
+    def title(self) -> str:
+        return f"{'WER in %' if self.metric == 'wer' else self.metric.upper()} on {self.set}"
+
+    def noise_hash(self, column: tuple[str, str]) -> str | None:
+        """The hash that all scores of a noisy column share; None if clean, "" if unknown, "mixed" if they differ."""
+        if column[1] in ("clean", ANY):
+            return None
+        systems = [score for (_, at), score in self.scores.items() if at == column and score.modality != ANY]
+        hashes = {score.noise_hash or "" for score in systems}
+        return hashes.pop() if len(hashes) == 1 else "mixed"
+
+
+def collect(folders: Sequence[Path]) -> list[Score]:
+    """Every score.json at or below the folders, in the order given, each once. Raises UserError if there is none."""
+    found: dict[Path, Score] = {}
+    for folder in folders:
+        if not folder.exists():
+            raise UserError(f"{folder}: no such folder; give the folder of an experiment")
+        for path in visible(folder, "score.json"):
+            if path.resolve() not in found:
+                found[path.resolve()] = read_score(path)
+    if not found:
+        raise UserError(
+            f"{', '.join(map(str, folders))}: no score.json below; run `mmspeech score wer` on decoded sets"
+        )
+    return list(found.values())
+
+
+def visible(folder: Path, name: str) -> list[Path]:
+    """The files of this name at or below a folder, without those that a stage has not finished (hidden folders)."""
+    paths = folder.rglob(name)
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def read_score(path: Path) -> Score:
+    """One score.json. Raises UserError if it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        metric = content["metric"]
+        return Score(
+            label=content["label"],
+            set=content.get("set") or "test",
+            modality=content.get("modality") or ANY,
+            noise=content.get("noise") or "clean",
+            noise_hash=content.get("noise_hash"),
+            metric=metric,
+            value=float(content[metric]),
+            low=float(content[f"{metric}_low"]),
+            high=float(content[f"{metric}_high"]),
+            sentences=int(content["sentences"]),
+            words=int(content["words"]),
+            folder=path.parent,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a score that this version wrote ({error!r}); delete it and score again") from None
+
+
+def tables(scores: Iterable[Score]) -> list[Table]:
+    """The scores as tables, one per (set, metric); a floor fills every column and comes last."""
+    scores = with_distinct_labels(scores)
+    made = []
+    for name, metric in dict.fromkeys((score.set, score.metric) for score in scores):
+        here = [score for score in scores if (score.set, score.metric) == (name, metric)]
+        columns = sorted({score.column for score in here if score.modality != ANY}, key=column_order)
+        columns = columns or [(ANY, ANY)]
+        here.sort(key=lambda score: score.modality == ANY)  # stable: systems stay in the order they were given
+        cells = {}
+        for score in here:
+            for column in columns if score.modality == ANY else [score.column]:
+                cells[score.label, column] = score
+        made.append(Table(name, metric, list(dict.fromkeys(score.label for score in here)), columns, cells))
+    return made
+
+
+def with_distinct_labels(scores: Iterable[Score]) -> list[Score]:
+    """The scores, where two would share a cell, with the folder of their experiment added to the label."""
+    scores = list(scores)
+    cells: dict[tuple[str, ...], set[Path]] = {}
+    for score in scores:
+        cells.setdefault((score.label, score.set, score.metric, *score.column), set()).add(score.folder)
+    ambiguous = {key[0] for key, folders in cells.items() if len(folders) > 1}
+    return [
+        replace(score, label=f"{score.label} ({_experiment(score.folder)})") if score.label in ambiguous else score
+        for score in scores
+    ]
+
+
+def column_order(column: tuple[str, str]) -> tuple[int, str, str, float]:
+    """AV, A, V, others; in each: clean, then by kind of noise and falling SNR."""
+    modality, noise = column
+    rank = MODALITIES.index(modality) if modality in MODALITIES else len(MODALITIES)
+    kind, snr_db = split_noise(noise)
+    return rank, modality, "" if noise == "clean" else kind, -snr_db
+
+
+def split_noise(noise: str) -> tuple[str, float]:
+    """`babble:-5` -> ("babble", -5.0); `clean` -> ("clean", inf)."""
+    kind, _, snr = noise.partition(":")
+    try:
+        return kind, float(snr) if snr else math.inf
+    except ValueError:
+        return noise, math.inf
+
+
+def heading(column: tuple[str, str]) -> str:
+    """`("av", "babble:0")` -> `AV babble 0 dB`."""
+    modality, noise = column
+    if noise == ANY:
+        return "any input"
+    kind, snr_db = split_noise(noise)
+    return f"{modality.upper()} {kind}" + (f" {snr_db:g} dB" if math.isfinite(snr_db) else "")
+
+
+def hash_mark(noise_hash: str | None) -> str:
+    """The first 8 digits, which tell two noises apart; a warning where there is none."""
+    if noise_hash is None:
+        return ""
+    return noise_hash if noise_hash == "mixed" else f"#{noise_hash[:8]}" if noise_hash else "no hash"
+
+
+def printed(table: Table) -> rich.table.Table:
+    """The table for a terminal."""
+    shown = rich.table.Table(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    shown.add_column("", overflow="fold")
+    for column in table.columns:
+        modality, _, noise = heading(column).partition(" ")
+        mark = hash_mark(table.noise_hash(column))
+        lines = [modality, noise, mark] if mark else [modality, noise]
+        shown.add_column(Text("\n".join(lines)), justify="right", no_wrap=True)
+    for label in table.rows:
+        cells = [table.scores.get((label, column)) for column in table.columns]
+        shown.add_row(
+            Text(label),
+            *(
+                Text.assemble(f"{cell.value:.1f}", "\n", (f"{cell.low:.1f}–{cell.high:.1f}", "dim")) if cell else "–"
+                for cell in cells
+            ),
+        )
+    shown.caption = "Below each rate: 95 % interval over utterances. #: which noise was added."
+    shown.caption_justify = "left"
+    return shown
+
+
+def by_modality(table: Table) -> list[Table]:
+    """The table as one for each modality, for narrow terminals."""
+    modalities = dict.fromkeys(modality for modality, _ in table.columns)
+    return [replace(table, columns=[column for column in table.columns if column[0] == one]) for one in modalities]
+
+
+def markdown(made: Sequence[Table]) -> str:
+    """The tables in Markdown."""
+    parts = []
+    for table in made:
+        marks = [hash_mark(table.noise_hash(column)) for column in table.columns]
+        heads = [
+            heading(column) + (f" `{mark}`" if mark else "") for column, mark in zip(table.columns, marks, strict=True)
+        ]
+        lines = [f"| {table.title} | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+        for label in table.rows:
+            cells = [_cell(table.scores.get((label, column))) for column in table.columns]
+            lines.append(f"| {_escaped(label)} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts) + "\nIn brackets: 95 % interval over utterances. `#`: which noise was added.\n"
+
+
+def tsv(scores: Iterable[Score]) -> str:
+    """One line per score."""
+    names = ["set", "system", "modality", "noise", "noise_hash", "metric", "value", "low", "high"]
+    lines = ["\t".join([*names, "sentences", "words", "folder"])]
+    for score in scores:
+        values = [f"{value:.3f}" for value in (score.value, score.low, score.high)]
+        start = [score.set, score.label.replace("\t", " "), score.modality, score.noise, score.noise_hash or ""]
+        lines.append(
+            "\t".join([*start, score.metric, *values, str(score.sentences), str(score.words), str(score.folder)])
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write(scores: Sequence[Score], out: Path) -> list[Table]:
+    """Write table.md and table.tsv into the folder `out`; returns the tables."""
+    made = tables(scores)
+    with files.replacing(out / "table.md") as path:
+        path.write_text(markdown(made), encoding="utf-8")
+    with files.replacing(out / "table.tsv") as path:
+        path.write_text(tsv(scores), encoding="utf-8")
+    return made
+
+
+def warnings(made: Iterable[Table]) -> Iterator[str]:
+    """One line for each column whose rates cannot be compared."""
+    for table in made:
+        for column in table.columns:
+            if table.noise_hash(column) == "mixed":
+                yield (
+                    f"{table.title}, {heading(column)}: systems were decoded with different noise; "
+                    "decode all of them with the same frozen noise before comparing"
+                )
+
+
+def _cell(score: Score | None) -> str:
+    return f"{score.value:.1f} [{score.low:.1f}, {score.high:.1f}]" if score else "–"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _experiment(folder: Path) -> Path:
+    return folder.parent.parent if folder.parent.name == "decode" else folder

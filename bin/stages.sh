@@ -21,7 +21,7 @@ stop_stage=999
 # The lines above the one that sources this file.
 _head() { sed '/^ *\(source\|\.\) .*stages\.sh/,$d' "$_script"; }
 _names() { _head | sed -n 's/^\([a-z][a-z0-9_]*\)=.*/\1/p' | grep -vx here || true; }
-_stages() { sed -n 's/^ *\(if \)\{0,1\}begin_stage \([0-9][0-9]*\) "\(.*\)".*/\2 \3/p' "$_script"; }
+_stages() { sed -n 's/^ *\(if \)\{0,1\}begin_stage \([0-9][0-9]*\) "\([^"]*\)".*/\2 \3/p' "$_script"; }
 _fail() { echo "error: $*" >&2; trap - EXIT; exit 2; }
 _time() { printf '%d:%02d:%02d' $(($1 / 3600)) $(($1 / 60 % 60)) $(($1 % 60)); }
 
@@ -86,6 +86,23 @@ begin_stage() {
   printf '\n== stage %s: %s (%s, after %s)\n' "$1" "$2" "$(date +%H:%M:%S)" "$(_time $((SECONDS - _began)))" >&2
 }
 
+# plan KEY: what the plan ($conf) says, one line per entry.
+plan() { python -m mmspeech.plan "$conf" "$1"; }
+
+# train COMMAND ...: `mmspeech COMMAND ...` in $nproc processes.
+train() {
+  if [[ -n ${PET_RDZV_ENDPOINT:-} ]]; then   # several machines: bin/slurm.sh has said where they meet
+    torchrun -m mmspeech "$@"
+  elif [[ ${nproc:-1} -gt 1 ]]; then
+    torchrun --standalone --nproc-per-node "$nproc" -m mmspeech "$@"
+  else
+    mmspeech "$@"
+  fi
+}
+
+# stop "message": end the recipe for a mistake in its options.
+stop() { _fail "$_script: $*"; }
+
 _end() {
   local status=$?
   if [[ $status -ne 0 && -n $_now ]]; then
@@ -100,5 +117,8 @@ _end() {
   fi
 }
 trap _end EXIT
+
+_venv=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin
+command -v mmspeech > /dev/null || PATH=$_venv:$PATH   # made by bin/setup
 
 _options "$@"

@@ -5,7 +5,6 @@ and sample n of the FLAC sounds n / 16000 s later, whatever the container's rate
 640 i ... 640 i + 639 belong together. Without a picture, time 0 is where the sound begins.
 """
 
-import contextlib
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,7 +15,15 @@ import cv2
 import numpy as np
 import soundfile
 
-from mmspeech.errors import BadItem
+from mmspeech.containers import (
+    decoded_frames,
+    has_show_times,
+    open_container,
+    seconds,
+    start_of_sound,
+    video_stream,
+)
+from mmspeech.errors import BadItem, UserError
 from mmspeech.files import replacing
 
 RATE_HZ = 16_000
@@ -28,8 +35,8 @@ TOLERANCE_S = 0.0015
 MAX_JITTER_S = 0.05  # sound whose time stamps leave more than this out was interrupted: the hole becomes silence
 MAX_HOLE_S = 60.0
 SPARE_FRAMES = 2  # by which a header may be wrong about the number of its frames
-# Containers whose header states how long the streams are; others (MP3, MPEG) only guess it.
-EXACT_HEADERS = ("mov,mp4", "wav", "flac")
+# Containers whose header states how long the streams are; of others (MP3, MPEG) FFmpeg guesses it.
+EXACT_HEADERS = ("mov,mp4", "flac")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +48,8 @@ class Video:
     audio_start_s: float | None  # and of the first sample; None without sound
     num_frames: int  # in the file, at its own rate
     fps: float  # mean over the clip
-    width: int  # as shown, after rotation
-    height: int
+    frame_width: int  # as shown, after rotation; not called `width`, for lhotse takes a dict with that key for an image
+    frame_height: int
     rotation: int  # degrees counter-clockwise by which the stored picture is turned to show it
     duration_s: float  # from the first frame's time to the last one's end
 
@@ -53,8 +60,7 @@ class Video:
 
     def as_source(self) -> dict[str, object]:
         """The fields that cuts carry."""
-        renamed = {"width": "frame_width", "height": "frame_height"}  # lhotse takes a dict with `width` for an image
-        return {renamed.get(name, name): value for name, value in asdict(self).items() if name != "duration_s"}
+        return {name: value for name, value in asdict(self).items() if name != "duration_s"}
 
 
 @dataclass(frozen=True)
@@ -77,16 +83,22 @@ def to_flac(source: Path, target: Path, *, need_video: bool = False) -> Media:
         raise BadItem(f"{source}: expected a video stream, found sound only; left out")
     if not target.exists():
         blocks = _sound(source, video.video_start_s if video else None)
-        limit = video.num_grid_frames * SAMPLES_PER_FRAME if video else None
-        with replacing(target) as temporary:
-            written = 0
-            with soundfile.SoundFile(temporary, "w", RATE_HZ, 1, "PCM_16", format="FLAC") as file:
-                for block in _fit(blocks, limit):
-                    file.write(block)
-                    written += len(block)
-            if written < MIN_S * RATE_HZ:
-                raise BadItem(f"{source}: expected at least {MIN_S} s, found {written / RATE_HZ:.2f} s; left out")
+        write_flac(target, _fit(source, blocks, video.num_grid_frames * SAMPLES_PER_FRAME if video else None))
     return Media(soundfile.info(target).frames, video)
+
+
+def write_flac(path: Path, blocks: Iterable[np.ndarray]) -> None:
+    """Write blocks (samples,), int16 or float in [-1, 1], as 16 kHz mono FLAC, whole or not at all.
+
+    Raises UserError if there is no room for it.
+    """
+    with replacing(path) as temporary:
+        try:
+            with soundfile.SoundFile(temporary, "w", RATE_HZ, 1, "PCM_16", format="FLAC") as file:
+                for block in blocks:
+                    file.write(block)
+        except soundfile.LibsndfileError as error:
+            raise UserError(f"{path}: could not be written ({error}); make room and run again") from error
 
 
 def probe(path: Path) -> Video | None:
@@ -94,8 +106,8 @@ def probe(path: Path) -> Video | None:
 
     Raises BadItem if the file is missing, unreadable or cut off.
     """
-    with _open(path) as container:
-        stream = _video_stream(container)
+    with open_container(path) as container:
+        stream = video_stream(container)
         if stream is None:
             return None
         fallback_s = 1 / float(stream.average_rate or FRAMES_PER_S)
@@ -103,30 +115,31 @@ def probe(path: Path) -> Video | None:
         for packet in container.demux(stream):
             packets += packet.size > 0
             if packet.pts is not None and not packet.is_discard:
-                times.append(float(packet.pts * packet.time_base))
-                ends.append(times[-1] + (float((packet.duration or 0) * packet.time_base) or fallback_s))
+                times.append(seconds(packet.pts, packet.time_base))
+                ends.append(times[-1] + (seconds(packet.duration, packet.time_base) or fallback_s))
         if packets < stream.frames - SPARE_FRAMES:
             raise BadItem(f"{path}: expected {stream.frames} video frames, found {packets}: cut off; copy it again")
-        audio_start_s, shown_at = _start_of_sound(container), _has_show_times(container)
-    with _open(path) as container:
-        first, start_s, _ = next(_decoded(container), (None, None, None))
+        audio_start_s, shown_at = start_of_sound(container), has_show_times(container)
+    with open_container(path) as container:
+        decoded = decoded_frames(container)
+        first, start_s, end_s = next(decoded, (None, 0.0, 0.0))
         if first is None:
             raise BadItem(f"{path}: expected video frames, found none; left out")
+        if not shown_at or len(times) < max(1, packets - SPARE_FRAMES):  # MPEG may leave time stamps out
+            ends = [end_s, *(end_s for _, _, end_s in decoded)]
         rotation = first.rotation % 360
-    if not shown_at or len(times) < packets - SPARE_FRAMES:  # MPEG may leave time stamps out
-        with _open(path) as container:
-            pairs = [(time_s, end_s) for _, time_s, end_s in _decoded(container)]
-        times, ends = [time_s for time_s, _ in pairs], [end_s for _, end_s in pairs]
     duration_s = max(ends) - start_s
-    width, height = (first.height, first.width) if _quarter_turns(rotation) % 2 else (first.width, first.height)
+    if duration_s <= 0:
+        raise BadItem(f"{path}: the picture's time stamps go back; mend the file or leave it out")
+    turned = _quarter_turns(rotation) % 2 == 1
     return Video(
         path=str(path.absolute()),
         video_start_s=start_s,
         audio_start_s=audio_start_s,
-        num_frames=len(times),
-        fps=round(len(times) / duration_s, 4),
-        width=width,
-        height=height,
+        num_frames=len(ends),
+        fps=round(len(ends) / duration_s, 4),
+        frame_width=first.height if turned else first.width,
+        frame_height=first.width if turned else first.height,
         rotation=rotation,
         duration_s=duration_s,
     )
@@ -140,10 +153,10 @@ def read_frames(path: Path, *, grey: bool) -> Iterator[np.ndarray]:
     Raises BadItem if the file is missing, has no picture, or does not decode to its end.
     """
     convert = _grey if grey else _colour
-    with _open(path) as container:
-        if _video_stream(container) is None:
+    with open_container(path) as container:
+        if video_stream(container) is None:
             raise BadItem(f"{path}: expected a video stream, found none; left out")
-        for frame, repeats in _on_grid(_decoded(container)):
+        for frame, repeats in _on_grid(decoded_frames(container)):
             if repeats:
                 image = np.rot90(convert(frame), _quarter_turns(frame.rotation))
                 yield from (image.copy() for _ in range(repeats))
@@ -169,27 +182,6 @@ def _grid_frames(duration_s: float) -> int:
     return max(1, round(duration_s * FRAMES_PER_S))
 
 
-def _decoded(container: av.container.InputContainer) -> Iterator[tuple[av.VideoFrame, float, float]]:
-    """Every video frame in the order of showing, with its time and end in seconds of the container."""
-    stream = _video_stream(container)
-    fallback_s = 1 / float(stream.average_rate or FRAMES_PER_S)
-    time_s, delay = -fallback_s, None
-    for frame in container.decode(stream):
-        if _has_show_times(container):
-            stamp = frame.pts
-        else:
-            # Times of decoding grow as steadily as times of showing, later by what the decoder holds back.
-            delay = (frame.dts or 0) - (stream.start_time or 0) if delay is None else delay
-            stamp = None if frame.dts is None else frame.dts - delay
-        time_s = time_s + fallback_s if stamp is None else float(stamp * frame.time_base)
-        yield frame, time_s, time_s + (float((frame.duration or 0) * frame.time_base) or fallback_s)
-
-
-def _has_show_times(container: av.container.InputContainer) -> bool:
-    """AVI writes no time at which a frame is shown; FFmpeg guesses one, wrongly where frames are reordered."""
-    return container.format.name != "avi"
-
-
 def _quarter_turns(rotation: int) -> int:
     """np.rot90's number of turns, counter-clockwise, for an angle that phones write into the file."""
     return round(rotation / 90) % 4
@@ -201,7 +193,7 @@ def _grey(frame: av.VideoFrame) -> np.ndarray:
     if name not in ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "gray"):
         frame = frame.reformat(format="yuv444p", dst_color_range="MPEG")
     plane = frame.planes[0]
-    grey = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+    grey = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
     full_range = frame.color_range == av.video.reformatter.ColorRange.JPEG or name == "gray" or name.startswith("yuvj")
     return grey if full_range else cv2.LUT(grey, _stretch())
 
@@ -217,12 +209,12 @@ def _colour(frame: av.VideoFrame) -> np.ndarray:
 
 def _sound(path: Path, zero_s: float | None) -> Iterator[np.ndarray]:
     """Blocks (samples,) int16 at 16 kHz from container time `zero_s` on (None: from the first sample on)."""
-    with _open(path) as container:
+    with open_container(path) as container:
         if not container.streams.audio:
             raise BadItem(f"{path}: expected an audio stream, found none; left out")
         stream = container.streams.audio[0]
         stream.codec_context.thread_count = 1
-        stated_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        stated_s = seconds(stream.duration, stream.time_base)
         resampler, start_s, heard_s, skip = None, None, 0.0, 0
         for frame in container.decode(stream):
             time_s = frame.time if frame.time is not None else (start_s or 0.0) + heard_s
@@ -261,43 +253,17 @@ def _resampled(resampler: av.AudioResampler | None, frame: av.AudioFrame | None,
         raise BadItem(f"{path}: the sound changes its rate or channels midway; convert the file first") from error
 
 
-def _fit(blocks: Iterable[np.ndarray], limit: int | None) -> Iterator[np.ndarray]:
-    """Blocks of exactly `limit` samples together: cut at the end, or followed by silence."""
+def _fit(source: Path, blocks: Iterable[np.ndarray], limit: int | None) -> Iterator[np.ndarray]:
+    """Blocks of exactly `limit` samples together: cut at the end, or followed by silence. BadItem if too short."""
     done = 0
     for block in blocks:
-        if limit is not None and done + len(block) >= limit:
-            yield block[: limit - done]
-            return
+        block = block if limit is None else block[: limit - done]
         yield block
         done += len(block)
+        if done == limit:
+            break
     if limit is not None:
         yield np.zeros(limit - done, np.int16)
-
-
-def _start_of_sound(container: av.container.InputContainer) -> float | None:
-    if not container.streams.audio:
-        return None
-    stream = container.streams.audio[0]
-    return float((stream.start_time or 0) * stream.time_base)
-
-
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
-    """The first stream of pictures that move; the cover of an MP3 file is none."""
-    moving = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not moving:
-        return None
-    moving[0].codec_context.thread_count = 1  # there is one process per core already
-    return moving[0]
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[av.container.InputContainer]:
-    """Open a file for reading; whatever FFmpeg dislikes in the block becomes one line of BadItem."""
-    try:
-        with av.open(str(path)) as container:
-            yield container
-    except FileNotFoundError:
-        raise BadItem(f"{path}: no such file; left out") from None
-    except av.error.FFmpegError as error:
-        reason = error.strerror or type(error).__name__
-        raise BadItem(f"{path}: not a media file, or cut off ({reason}); copy it again or leave it out") from error
+        done = limit
+    if done < MIN_S * RATE_HZ:
+        raise BadItem(f"{source}: expected at least {MIN_S} s, found {done / RATE_HZ:.2f} s; left out")

@@ -1,17 +1,18 @@
 """Bad input: one clear line each, the rest goes on, and nothing is lost."""
 
 import json
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-
 from clips import beep, numbered_frames, write_clip
+
 from mmspeech import media
 from mmspeech.cli import app
-from mmspeech.errors import BadItem
+from mmspeech.errors import BadItem, UserError
 
 
 @pytest.fixture
@@ -45,14 +46,14 @@ def make_bad_clips(folder: Path) -> dict[str, str]:
     (folder / "a" / "empty.mp4").write_bytes(b"")
     (folder / "a" / "text.mp4").write_text("this is no video\n" * 100)
     write_clip(folder / "a" / "blink.mp4", numbered_frames(2), beep(0.08, 0.0))
-    cut_off(write_clip(folder / "a" / "half.wav", None, np.zeros(80_000)), 0.3)
+    cut_off(write_clip(folder / "a" / "half.flac", None, np.random.default_rng(0).uniform(-1, 1, 80_000)), 0.3)
     return {
         "truncated.mp4": "not a media file, or cut off",
         "silent.mp4": "expected an audio stream, found none",
         "empty.mp4": "not a media file, or cut off",
         "text.mp4": "not a media file, or cut off",
         "blink.mp4": "expected at least 0.2 s, found 0.08 s",
-        "half.wav": "cut off",
+        "half.flac": "cut off",
     }
 
 
@@ -157,6 +158,20 @@ def test_truncated_frames_and_sound_are_noticed_in_a_file_whose_header_comes_fir
     with pytest.raises(BadItem, match="cut off"):
         media.to_flac(whole, tmp_path / "a.flac")
     assert not (tmp_path / "a.flac").exists()
+
+
+@pytest.mark.parametrize("limit", [1_000, 20_000])
+def test_a_full_disk_is_said_and_leaves_no_half_file(tmp_path, limit):
+    """No room is imitated by a limit on the size of files, which holds for root too."""
+    noise = np.random.default_rng(0).uniform(-1, 1, 20_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UserError, match="could not be written"):
+            media.write_flac(tmp_path / "a.flac", [noise])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_frames_of_a_file_without_picture_are_refused(tmp_path):

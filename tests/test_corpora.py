@@ -1,14 +1,15 @@
 """Corpora on disk -> cuts: nothing is lost, nothing leaks, and the times stay right."""
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import beep, numbered_frames, write_clip
 from lhotse import CutSet
 from lhotse.supervision import AlignmentItem
 
-from clips import beep, numbered_frames, write_clip
 from mmspeech.corpora import alignments, clips, grid, lrs3, musan, splits
 from mmspeech.corpora.segments import split_at_pauses
 from mmspeech.corpora.transcripts import clean
@@ -60,7 +61,8 @@ def test_lrs3_becomes_four_files_of_cuts(corpus, tmp_path):
     assert cut.id == cut.recording.id == "test-spk9-00001"
     assert cut.supervisions[0].text == "hello spk9"
     assert (cut.supervisions[0].speaker, cut.supervisions[0].language) == ("spk9", "en")
-    assert cut.source["num_frames"] == 10 and cut.source["path"].endswith("test/spk9/00001.mp4")
+    assert cut.source["path"].endswith("test/spk9/00001.mp4")
+    assert (cut.source["num_frames"], cut.source["frame_width"], cut.source["rotation"]) == (10, 32, 0)
     assert cut.load_audio().shape == (1, 6400)
 
 
@@ -102,11 +104,12 @@ def test_long_clip_is_cut_in_the_middle_of_its_pause(corpus, tmp_path):
 
 
 def test_alignment_stays_right_when_a_cut_is_truncated(corpus, tmp_path):
-    """Times count from the cut's start, as lhotse wants: truncated by 0.3 s, they are 0.3 s less."""
+    """supervision.start + item.start is the time in the cut: lhotse moves the first and leaves the second alone."""
     lrs3.prepare(corpus, tmp_path / "out", max_s=3.0, jobs=1)
     second = next(cut for cut in load(tmp_path / "out", "pretrain") if cut.id.endswith("00002-1"))
-    item = second.truncate(offset=0.3, duration=1.0).supervisions[0].alignment["word"][0]
-    assert (item.symbol, item.start) == ("words", pytest.approx(0.1))
+    supervision = second.truncate(offset=0.3, duration=1.0).supervisions[0]
+    item = supervision.alignment["word"][0]
+    assert (item.symbol, supervision.start + item.start) == ("words", pytest.approx(0.1))
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -122,7 +125,7 @@ def test_segments_hold_every_word_once_and_none_is_too_long(seed):
     num_frames = int((time + rng.exponential(5.0)) * 25) + 1
     segments = split_at_pauses(words, num_frames, 375)
     assert [index for s in segments for index in range(s.first, s.last)] == list(range(len(words)))
-    for before, after in zip(segments, segments[1:], strict=False):
+    for before, after in itertools.pairwise(segments):
         assert before.end <= after.start
     for segment in segments:
         assert 0 <= segment.start < segment.end <= num_frames
@@ -218,7 +221,7 @@ def test_alignments_of_no_clip_are_an_error(corpus, tmp_path):
     (tmp_path / "phones.ctm").write_text("nobody 1 0 0.1 sil\n")
     with pytest.raises(UserError, match="no alignment has the name of a clip"):
         lrs3.prepare(corpus, tmp_path / "out", alignments=tmp_path / "phones.ctm", jobs=1)
-    with pytest.raises(UserError, match="TextGrid or .ctm"):
+    with pytest.raises(UserError, match="TextGrid"):
         alignments.find(tmp_path / "empty")
 
 
@@ -328,12 +331,11 @@ def test_no_speaker_and_no_clip_is_in_two_splits():
 
 def make_musan(folder: Path) -> Path:
     rng = np.random.default_rng(0)
-    for kind, count, seconds in [("music", 3, 24.5), ("noise", 4, 5.0), ("speech", 12, 4.0)]:
+    for kind, count, seconds in [("music", 3, 24.5), ("noise", 3, 5.0), ("speech", 12, 4.0)]:
         for k in range(count):
             source = f"v{k % 6}" if kind == "speech" else "synth"
             wave = 0.1 * rng.standard_normal(round(seconds * 16_000))
             write_clip(folder / kind / source / f"{kind}-{k:02d}.wav", None, wave)
-    write_clip(folder / "noise" / "synth" / "short.wav", None, np.zeros(16_000))
     return folder
 
 

@@ -6,9 +6,20 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "mmspeech"
-FOUNDATION = {"__version__", "batch", "config", "console", "dist", "errors", "files", "media", "seeds"}
+FOUNDATION = {"__version__", "batch", "config", "console", "containers", "dist", "errors", "files", "media", "seeds"}
 MAY_IMPORT = {
-    "cli": {"cli", "training", "corpora", "data", "scoring", "pretraining", "finetuning", "decoding", "models", "blocks"},
+    "cli": {
+        "cli",
+        "training",
+        "corpora",
+        "data",
+        "scoring",
+        "pretraining",
+        "finetuning",
+        "decoding",
+        "models",
+        "blocks",
+    },
     "training": {"training"},
     "corpora": {"corpora", "data"},
     "data": {"data"},

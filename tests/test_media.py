@@ -1,11 +1,12 @@
 """Media: the timing is kept, whatever the container's rates, offsets and flags are."""
 
+import av
 import numpy as np
 import pytest
 import soundfile
+from clips import beep, numbered_frames, read_number, write_clip
 
 from mmspeech import media
-from clips import beep, numbered_frames, read_number, write_clip
 
 
 def onset_s(wave: np.ndarray) -> float:
@@ -66,7 +67,7 @@ def test_rotation_flag_turns_the_picture_upright(tmp_path, rotation):
     colour = next(media.read_frames(path, grey=False))
     assert np.abs(colour.mean(axis=2) - upright).mean() < 3
     video = media.probe(path)
-    assert (video.height, video.width) == upright.shape
+    assert (video.frame_height, video.frame_width) == upright.shape
     assert video.rotation == rotation
 
 
@@ -127,6 +128,26 @@ def test_sound_without_picture_starts_with_its_first_sample(tmp_path):
         assert onset_s(sound) == pytest.approx(0.5, abs=0.03)
 
 
+def test_the_cover_of_a_song_is_no_video(tmp_path):
+    path = tmp_path / "a.mp3"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("libmp3lame", rate=16_000, layout="mono")
+        cover = container.add_stream("png", rate=1)
+        cover.width = cover.height = 32
+        cover.pix_fmt = "rgb24"
+        cover.disposition = av.stream.Disposition.attached_pic
+        samples = np.zeros((1, 16_000), np.int16)
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate = 16_000
+        picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        container.mux(cover.encode(picture))
+        container.mux(cover.encode(None))
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    assert media.probe(path) is None
+    assert media.to_flac(path, tmp_path / "a.flac").video is None
+
+
 def test_flac_that_is_there_is_not_decoded_again(tmp_path):
     """An interrupted prepare goes on where it was: finished files are kept."""
     path = write_clip(tmp_path / "a.mp4", numbered_frames(25), beep(1.0, 0.5))
@@ -140,7 +161,7 @@ def test_real_grid_clip_has_75_frames_and_3_seconds(shared, tmp_path):
     path = shared / "data" / "grid" / "s1" / "bgia4p.mpg"
     made = media.to_flac(path, tmp_path / "a.flac")
     video = made.video
-    assert (video.num_frames, video.fps, video.width, video.height) == (75, 25.0, 360, 288)
+    assert (video.num_frames, video.fps, video.frame_width, video.frame_height) == (75, 25.0, 360, 288)
     assert made.num_samples == 48_000
     frames = list(media.read_frames(path, grey=True))
     assert len(frames) == 75 and frames[0].shape == (288, 360)

@@ -11,7 +11,7 @@ from test_scoring import decoded
 
 from mmspeech.data import cutfiles, video
 from mmspeech.errors import UserError
-from mmspeech.scoring import plots, report, table
+from mmspeech.scoring import plots, report, table, wer
 
 
 @pytest.fixture
@@ -38,10 +38,13 @@ def experiment(tmp_path):
 
 
 def test_report_scores_what_is_missing_and_shows_tables_curves_and_pictures(experiment, mmspeech):
+    silent = decoded(experiment / "other/decode/clips-av-clean", [("", "one")], set="clips")
+    (silent / "ref.jsonl").write_text("")
     done = mmspeech("score", "report", experiment, "--cuts", experiment.parent / "cuts_test.jsonl.gz")
     assert done.returncode == 0, done.stderr
     page = experiment / "report/index.html"
     assert str(page) in done.stderr.replace("\n", "")
+    assert "decoded without transcripts" in done.stderr
     assert "WER in % on test" in done.stdout
     text = page.read_text()
     assert text.count("data:image/png;base64,") == 3
@@ -62,8 +65,9 @@ def test_strip_holds_frames_in_their_order():
     assert report.strip_of(frames[:1]).shape == strip.shape  # a clip of one frame
 
 
-def test_the_same_seed_shows_the_same_clips(experiment, mmspeech):
-    mmspeech("score", "wer", *sorted((experiment / "finetune/decode").iterdir()))
+def test_the_same_seed_shows_the_same_clips(experiment):
+    for folder in (experiment / "finetune/decode").iterdir():
+        wer.score_folder(folder)
     scores = table.collect([experiment])
     first, again = (report.pick_clips(scores, 2, seed=5) for _ in range(2))
     assert [clip.id for clip in first] == [clip.id for clip in again]
@@ -84,6 +88,13 @@ def test_curves_of_a_resumed_run_count_each_update_once(tmp_path):
         plots.read_metrics(path)
 
 
+def test_figures_of_validation_are_curves_of_their_own(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"update": 1, "kind": "train", "loss": 3}\n{"update": 1, "kind": "valid", "loss": 4}\n')
+    curves = plots.read_metrics(path)
+    assert {name: curve.tolist() for name, curve in curves.items()} == {"loss": [[1, 3]], "valid/loss": [[1, 4]]}
+
+
 def test_long_curves_are_thinned_to_means():
     curve = np.stack([np.arange(10_000), np.arange(10_000) * 2.0], axis=1)
     thin = plots.thinned(curve)
@@ -92,8 +103,9 @@ def test_long_curves_are_thinned_to_means():
     np.testing.assert_allclose(thin[0], curve[:34].mean(axis=0))
 
 
-def test_one_snr_makes_no_plot_over_snr(experiment, mmspeech):
-    mmspeech("score", "wer", *sorted((experiment / "finetune/decode").iterdir()))
+def test_one_snr_makes_no_plot_over_snr(experiment):
+    for folder in (experiment / "finetune/decode").iterdir():
+        wer.score_folder(folder)
     scores = table.collect([experiment])
     assert plots.rate_over_snr(scores).startswith("<svg")
     assert plots.rate_over_snr([score for score in scores if score.noise in ("clean", "babble:0")]) == ""

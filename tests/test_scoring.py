@@ -1,5 +1,6 @@
 """Error rates, BLEU, intervals, the floor and the table: by hand, beside a second library, and as laws."""
 
+import functools
 import gzip
 import json
 import random
@@ -7,8 +8,10 @@ import random
 import jiwer
 import numpy as np
 import pytest
+import rich.console
 import sacrebleu
 
+from mmspeech.cli import score
 from mmspeech.errors import UserError
 from mmspeech.scoring import bleu, bootstrap, floor, table, wer
 
@@ -136,8 +139,8 @@ def test_scoring_again_does_nothing_until_the_texts_change(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("hyp.jsonl", '{"id": "u0", "text": "a"}\n', "1 of 2 utterances are missing, the first is u1"),
-        ("ref.jsonl", '{"id": "u0", "text": "a"}\n', "ref.jsonl: 1 of 2 utterances are missing, the first is u1"),
+        ("hyp.jsonl", '{"id": "u0", "text": "a"}\n', "1 of 2 utterances of ref.jsonl are missing, the first is u1"),
+        ("ref.jsonl", "", "no utterances in ref.jsonl"),
         ("hyp.jsonl", '{"id": "u0", "text": "a"}\n{"id": "u0", "text": "b"}\n', "hyp.jsonl:2: a second line for u0"),
         ("hyp.jsonl", '{"id": "u0", "te', "hyp.jsonl:1: expected"),
         ("hyp.jsonl", '{"id": "u0", "text": null}\n', "the text of u0 is None"),
@@ -162,6 +165,14 @@ def test_empty_texts_are_counted_and_said(tmp_path, capsys):
     assert "1 of 3 hypotheses are empty (u0" in said
     with pytest.raises(UserError, match="without a single word"):
         wer.score_folder(decoded(tmp_path / "decode/silent", [("", "a")]))
+
+
+def test_hypotheses_without_a_reference_are_left_out_and_said(tmp_path, capsys):
+    folder = decoded(tmp_path / "decode/test", [("a b", "a b"), ("c", "x")])
+    (folder / "ref.jsonl").write_text('{"id": "u0", "text": "a b"}\n')
+    score = wer.score_folder(folder)
+    assert (score["wer"], score["sentences"]) == (0, 1)
+    assert "1 of 2 hypotheses have no reference (u1, ...); left out" in capsys.readouterr().err
 
 
 def test_floor_is_the_best_of_all_constant_answers():
@@ -226,29 +237,40 @@ def test_two_systems_of_one_name_stay_two_rows(tmp_path):
     assert len(made.scores) == 2
 
 
-def test_the_commands_write_and_say_what_they_should(tmp_path, mmspeech):
-    """wer, floor and table on small real files, and their messages on bad ones."""
-    folder = decoded(
-        tmp_path / "exp/decode/test-av-clean", [("one two", "one two"), ("two three", "two")], label="ours"
-    )
+def test_floor_and_table_commands_write_and_say_what_they_should(tmp_path, capsys):
+    """A floor of 0 % where all say the same; it stands beside the system in the table that is printed and written."""
+    wer.score_folder(decoded(tmp_path / "exp/decode/test-av-clean", [("one two", "one"), ("six", "six")], label="ours"))
     for name in ("trainval", "test"):
         with gzip.open(tmp_path / f"cuts_{name}.jsonl.gz", "wt") as file:
             file.write('{"id": "a", "supervisions": [{"text": "one two"}]}\n{"id": "b", "supervisions": []}\n')
-    done = mmspeech("score", "wer", folder)
+    score.score_floor(tmp_path / "cuts_trainval.jsonl.gz", tmp_path / "cuts_test.jsonl.gz", tmp_path / "floor")
+    assert "always answering `one two` has a WER of 0.0 % on test" in capsys.readouterr().err
+    score.score_table([tmp_path / "exp", tmp_path / "floor"])
+    printed = capsys.readouterr().out
+    assert "33.3" in printed and "floor (no input)" in printed
+    assert "| ours | 33.3 [" in (tmp_path / "exp/report/table.md").read_text()
+    with pytest.raises(UserError, match=r"exp: expected gzipped JSON lines"):
+        score.score_floor(tmp_path / "exp", tmp_path / "exp", tmp_path / "nothing")
+
+
+def test_a_narrow_terminal_gets_one_table_per_modality(tmp_path, capsys, monkeypatch):
+    """Nothing is cut off where the whole does not fit."""
+    for i, (modality, noise) in enumerate((m, n) for m in ("av", "a", "v") for n in ("clean", "babble:10", "babble:0")):
+        score_json(tmp_path / str(i), 10 + i, modality=modality, noise=noise, noise_hash="abcdef12")
+    narrow = functools.partial(rich.console.Console, width=60, force_terminal=True, color_system=None)
+    monkeypatch.setattr(score, "Console", narrow)
+    score.score_table([tmp_path])
+    printed = capsys.readouterr().out
+    assert printed.count("WER in % on test") == 3
+    assert printed.count("#abcdef12") == 6 and "…" not in printed
+
+
+def test_wer_command_prints_the_rate_or_one_line_of_what_is_wrong(tmp_path, mmspeech):
+    done = mmspeech(
+        "score", "wer", decoded(tmp_path / "exp/decode/test", [("one two", "one two"), ("two three", "two")])
+    )
     assert done.returncode == 0, done.stderr
     assert "WER 25.00 %" in done.stderr
-    done = mmspeech(
-        "score", "floor", tmp_path / "cuts_trainval.jsonl.gz", tmp_path / "cuts_test.jsonl.gz", tmp_path / "floor"
-    )
-    assert "always answering `one two` has a WER of 0.0 % on test" in done.stderr
-    done = mmspeech("score", "table", tmp_path / "exp", tmp_path / "floor")
-    assert done.returncode == 0, done.stderr
-    assert "25.0" in done.stdout and "floor (no input)" in done.stdout
-    assert (tmp_path / "exp/report/table.md").exists()
-    for words, message in (
-        (("wer", tmp_path), "no ref.jsonl in there; give a folder that `mmspeech decode` wrote"),
-        (("table", tmp_path / "nowhere"), "no such folder"),
-    ):
-        done = mmspeech("score", *words)
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+    done = mmspeech("score", "wer", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path}: no ref.jsonl in there; give a folder that `mmspeech decode` wrote\n"

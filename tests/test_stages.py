@@ -23,7 +23,7 @@ if begin_stage 1 "make things"; then
   echo "one corpus=$corpus data=$data hours=$max_hours"
 fi
 
-if begin_stage 2 "break things"; then
+if begin_stage 2 "break things" && [ "$corpus" != none ]; then
   echo two
   if [[ $corpus == bad ]]; then ls /nowhere-at-all | cat; fi
   echo survived

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from mmspeech.cli import prepare_noisy
-from mmspeech.cli import prepare_noisy
 from mmspeech.corpora import clips, grid, lrs3, musan, synth
 
 CORPORA: dict[str, Callable[..., None]] = {
@@ -59,4 +58,3 @@ def as_command(prepare: Callable[..., None]) -> Callable[..., None]:
 app = typer.Typer()
 for _name, _prepare in CORPORA.items():
     app.command(_name)(as_command(_prepare))
-app.command("noisy")(prepare_noisy.noisy)

@@ -114,7 +114,9 @@ def score_report(
     """
     out = out or experiments[0] / "report"
     for folder in sorted({path.parent for one in experiments for path in table.visible(one, "hyp.jsonl")}):
-        if not (folder / "score.json").exists():
+        if not (folder / "ref.jsonl").exists() or not wer.read_texts(folder / "ref.jsonl"):
+            say(f"{folder}: decoded without transcripts, so there is nothing to score")
+        elif not (folder / "score.json").exists():
             wer.score_folder(folder)
     scores = table.collect(experiments)
     made = table.write(scores, out)

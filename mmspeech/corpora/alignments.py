@@ -41,7 +41,9 @@ def find(place: Path) -> dict[str, tuple[Place, ...]]:
     ctms = sorted(place.rglob("*.ctm")) if place.is_dir() else [place] if place.suffix == ".ctm" else []
     if not grids and not ctms:
         raise UserError(f"{place}: expected a folder of .TextGrid or .ctm files, or one .ctm file; found none")
-    found = {"-".join(grid.relative_to(place).with_suffix("").parts): (Place(grid),) for grid in grids}
+    found: dict[str, tuple[Place, ...]] = {
+        "-".join(grid.relative_to(place).with_suffix("").parts): (Place(grid),) for grid in grids
+    }
     for ctm in ctms:
         for name, span in _spans(ctm).items():
             found[name] = (*found.get(name, ()), span)

@@ -85,11 +85,11 @@ def find_clips(corpus: Path) -> tuple[list[Clip], list[tuple[str, str]]]:
 def split(clips: list[Clip], seed: int) -> list[Clip]:
     """The clips with their split; those without transcript stay in pretrain, and keep off the speakers of test."""
     told = [(clip.speaker, clip.name) for clip in clips if clip.transcript]
-    test = pick(told, _share(TEST_SHARE, told), seed, "clips test")
-    rest = [name for name in told if name not in test]
-    valid = pick(rest, _share(VALID_SHARE, told), seed, "clips validation")
-    places = dict.fromkeys(told, "trainval") | dict.fromkeys(test, "test") | dict.fromkeys(valid, "valid")
     by_speaker = len({speaker for speaker, _ in told}) >= 3
+    test = pick(told, _share(TEST_SHARE, told), seed, "clips test", by_speaker=by_speaker)
+    rest = [name for name in told if name not in test]
+    valid = pick(rest, _share(VALID_SHARE, told), seed, "clips validation", by_speaker=by_speaker)
+    places = dict.fromkeys(told, "trainval") | dict.fromkeys(test, "test") | dict.fromkeys(valid, "valid")
     held_out = {speaker for speaker, _ in test | valid} if by_speaker else set()
     kept = [clip for clip in clips if clip.transcript or clip.speaker not in held_out]
     if len(kept) < len(clips):

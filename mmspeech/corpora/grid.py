@@ -140,7 +140,7 @@ def spelled(clip: Clip) -> str:
     match = NAME.fullmatch(clip.name)
     if match is None:
         raise BadItem(f"{clip.media}: no {clip.name}.align, and the name spells no sentence of GRID; left out")
-    tables = (COMMANDS, COLOURS, PREPOSITIONS, {}, DIGITS, ADVERBS)
+    tables: tuple[dict[str, str], ...] = (COMMANDS, COLOURS, PREPOSITIONS, {}, DIGITS, ADVERBS)
     return " ".join(table.get(letter, letter) for table, letter in zip(tables, match.groups(), strict=True))
 
 

@@ -22,7 +22,7 @@ from mmspeech.console import say
 from mmspeech.corpora.splits import check_places, recording
 from mmspeech.data.cutfiles import writing_cuts
 from mmspeech.errors import BadItem, UserError
-from mmspeech.files import Rejects, Stage, parallel_map, replacing
+from mmspeech.files import Rejects, Stage, parallel_map
 from mmspeech.seeds import numpy_rng, stable_hash
 
 KINDS = ("music", "speech", "noise")
@@ -204,8 +204,7 @@ def mix_babble(babble: Babble, audio: Path) -> tuple[str, MonoCut]:
         except soundfile.LibsndfileError as error:
             raise BadItem(f"{file}: cannot be read ({error}); remove it and run again") from error
         total += np.resize(samples, num_samples)
-    with replacing(path) as temporary:
-        soundfile.write(temporary, total / len(babble.pieces), media.RATE_HZ, "PCM_16", format="FLAC")
+    media.write_flac(path, [total / len(babble.pieces)])
     return babble.split, recording(babble.id, path, num_samples).to_cut()
 
 

@@ -114,7 +114,11 @@ def recording(name: str, path: Path, num_samples: int) -> Recording:
 def supervise(
     cut: MonoCut, speaker: str, text: str | None, language: str | None = None, alignment: Alignment | None = None
 ) -> MonoCut:
-    """Give a cut its one supervision; the alignment's times count from the start of the cut. Returns the cut."""
+    """Give a cut its one supervision, and return the cut.
+
+    The alignment's times count from the supervision's start, here that of the cut: truncated, lhotse moves the
+    supervision and leaves them alone.
+    """
     supervision = SupervisionSegment(
         cut.id, cut.recording_id, 0.0, cut.duration, text=text, language=language, speaker=speaker
     )
@@ -125,18 +129,26 @@ def supervise(
 
 
 def pick(
-    clips: Collection[tuple[str, str]], wanted: int, *key: object, rather_not: Collection[str] = ()
+    clips: Collection[tuple[str, str]],
+    wanted: int,
+    *key: object,
+    by_speaker: bool | None = None,
+    rather_not: Collection[str] = (),
 ) -> set[tuple[str, str]]:
     """Choose about `wanted` of the (speaker, clip) pairs, the same ones for the same key.
 
-    Whole speakers where there are three or more, so that nobody is on both sides; else clips. Speakers in
-    `rather_not` come last. At least one clip stays on the other side.
+    At least one clip, or speaker, stays on the other side.
+
+    Args:
+        by_speaker: take whole speakers, so that nobody is on both sides; None: where there are three or more.
+        rather_not: speakers that come last.
     """
     sizes = Counter(speaker for speaker, _ in clips)
+    by_speaker = len(sizes) >= 3 if by_speaker is None else by_speaker
     wanted = min(wanted, len(clips) - 1)
-    if wanted <= 0:
+    if wanted <= 0 or (by_speaker and len(sizes) < 2):
         return set()
-    if len(sizes) < 3:
+    if not by_speaker:
         return set(sorted(clips, key=lambda clip: (stable_hash(*key, *clip), clip))[:wanted])
     order = sorted(sizes, key=lambda speaker: (speaker in rather_not, stable_hash(*key, speaker), speaker))
     chosen: set[str] = set()

@@ -50,7 +50,7 @@ class DataConfig:
     shuffle_cuts: int = 20000  # cuts among which the next batch is picked
     max_items: int | None = None  # only the first so many training cuts, e.g. a budget of labels
     workers: int = 4  # loading processes per rank; 0 loads in the training process
-    noise: NoiseConfig | None = None
+    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(probability=0.0))  # in training
 
     def __post_init__(self) -> None:
         if self.max_batch_s > self.batch_s:
@@ -65,7 +65,7 @@ def make_reading(
     Raises UserError for a reader nobody knows.
     """
     check_streams(config.streams)
-    noise = NoisePool(config.noise, seed=seed) if config.noise is not None and train else None
+    noise = NoisePool(config.noise, seed=seed) if config.noise.probability > 0 and train else None
     return Reading(
         streams=config.streams,
         train=train,

@@ -28,8 +28,8 @@ MAX_DRAWS = 20  # noises that are looked at until one is not silent
 class NoiseConfig:
     """Noise in training; probability and level are those of the published noise-augmented models."""
 
-    cuts: Path  # folder of noise_CATEGORY_SPLIT.jsonl.gz, as written by `mmspeech prepare musan`
-    probability: float = 0.25  # of noise on an utterance
+    cuts: Path | None = None  # folder of noise_CATEGORY_SPLIT.jsonl.gz, as written by `mmspeech prepare musan`
+    probability: float = 0.25  # of noise on an utterance; 0: none
     snr_db: tuple[int, int] = (0, 0)  # lowest and highest; whole numbers between them are drawn uniformly
     categories: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 1.0))  # name -> weight
 
@@ -134,6 +134,8 @@ class NoisePool:
     """Noise for training: whether, which, where from and how loud depends on (seed, pass, cut) alone; picklable."""
 
     def __init__(self, config: NoiseConfig, *, seed: int, split: str = "train") -> None:
+        if config.cuts is None:
+            raise UserError("data.noise.cuts: names no noise; run `mmspeech prepare musan` and give the folder it wrote")
         weights = {name: weight for name, weight in config.categories.items() if weight > 0}
         self.config, self.seed = config, seed
         self.noises = {name: Noises(config.cuts, name, split) for name in weights}

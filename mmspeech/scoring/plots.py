@@ -24,7 +24,8 @@ POINTS = 300  # per curve: a pre-training run logs many thousands, and the file 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
     """metrics.jsonl as curves: name -> (P, 2) of update and value; text and values that are not finite are left out.
 
-    A run that was stopped and resumed may have logged an update twice: the later line counts.
+    The names of lines of kind "valid" begin with `valid/`. A run that was stopped and resumed may have logged an
+    update twice: the later line counts.
     """
     curves: dict[str, dict[int, float]] = {}
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -36,22 +37,21 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
             if number == len(lines):  # a run that was killed, or is still writing, may leave half a line
                 continue
             raise UserError(f'{path}:{number}: expected {{"update": ..., "loss": ...}}; remove the line') from None
+        prefix = "valid/" if logged.get("kind") == "valid" else ""
         for name, value in logged.items():
             if name != "update" and isinstance(value, int | float) and math.isfinite(value):
-                curves.setdefault(name, {})[update] = float(value)
+                curves.setdefault(prefix + name, {})[update] = float(value)
     return {name: np.array(sorted(points.items())) for name, points in curves.items()}
 
 
 def training_curves(curves: Mapping[str, np.ndarray], title: str) -> str:
     """Losses in training and validation over updates, other validation figures, and the learning rate, side by side."""
-    panels = {"loss": [], "validation": [], "learning rate": []}
-    for name in curves:
-        if name == "loss" or name.startswith("loss/"):
-            panels["loss"].append(name)
-        elif name.startswith("valid/"):
-            panels["loss" if name == "valid/loss" else "validation"].append(name)
-        elif name == "lr":
-            panels["learning rate"].append(name)
+    parts = [name for name in curves if name.startswith("loss/")]
+    panels = {
+        "loss": [name for name in ("loss", "valid/loss") if name in curves] + (parts if len(parts) > 1 else []),
+        "validation": [name for name in curves if name.startswith("valid/") and not name.startswith("valid/loss")],
+        "learning rate": [name for name in ("lr",) if name in curves],
+    }
     shown = {panel: names for panel, names in panels.items() if names}
     if not shown:
         return ""
@@ -62,7 +62,8 @@ def training_curves(curves: Mapping[str, np.ndarray], title: str) -> str:
             label = name.removeprefix("loss/").removeprefix("valid/") if panel == "validation" else name
             marker = "o" if len(x) < 20 else None
             axes.plot(x, y, color=colour, linewidth=1.4, label=label, marker=marker, markersize=2.5)
-        axes.set_title(panel, loc="left", fontsize=9, color=INK)
+        only = f": {names[0].removeprefix('valid/')}" if panel == "validation" and len(names) == 1 else ""
+        axes.set_title(panel + only, loc="left", fontsize=9, color=INK)
         axes.set_xlabel("update", fontsize=8)
         if len(names) > 1:
             axes.legend(fontsize=7, frameon=False, labelcolor=INK)
@@ -118,9 +119,9 @@ def to_svg(figure: Figure, title: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font: \1 var(--sans)", svg)
     # Sized by the page: the picture keeps its proportions and shrinks with the window.
-    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])
+    width = figure.get_figwidth() * 96  # CSS pixels
     svg = re.sub(r'(<svg [^>]*?)height="[\d.]+pt" ', r"\1", svg, count=1)
-    svg = re.sub(r'width="[\d.]+pt"', f'style="width: 100%; max-width: {width * 4 / 3:.0f}px" role="img"', svg, count=1)
+    svg = re.sub(r'width="[\d.]+pt"', f'style="width: 100%; max-width: {width:.0f}px" role="img"', svg, count=1)
     return svg.replace(">", f"><title>{title.replace('<', '').replace('&', 'and')}</title>", 1)
 
 

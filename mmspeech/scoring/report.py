@@ -72,10 +72,10 @@ def pick_clips(scores: Sequence[table.Score], number: int, *, seed: int = 0) -> 
         (score for score in scores if score.set == shown), key=lambda score: table.column_order(score.column)
     )
     heard = {score: wer.read_texts(score.folder / "hyp.jsonl") for score in scores}
-    ids = sorted(set.intersection(*map(set, heard.values()))) if heard else []
+    said = wer.read_texts(scores[0].folder / "ref.jsonl") if scores else {}
+    ids = sorted(set(said).intersection(*heard.values()))
     if not ids or number == 0:
         return []
-    said = wer.read_texts(scores[0].folder / "ref.jsonl")
     chosen = sorted(numpy_rng(seed, "clips").choice(len(ids), min(number, len(ids)), replace=False))
     clips = []
     for name in (ids[i] for i in chosen):

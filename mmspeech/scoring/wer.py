@@ -182,20 +182,21 @@ def read_decoded(folder: Path) -> Decoded:
     """Read a decode folder; says how many references or hypotheses are empty. Raises UserError if it is unsound."""
     references = read_texts(folder / "ref.jsonl")
     hypotheses = read_texts(folder / "hyp.jsonl")
-    for name, here, there in (("hyp.jsonl", hypotheses, references), ("ref.jsonl", references, hypotheses)):
-        if missing := [key for key in there if key not in here]:
-            raise UserError(
-                f"{folder / name}: {len(missing)} of {len(there)} utterances are missing, the first is {missing[0]}; "
-                "both files must hold the same: decode this set again"
-            )
+    if missing := [key for key in references if key not in hypotheses]:
+        raise UserError(
+            f"{folder / 'hyp.jsonl'}: {len(missing)} of {len(references)} utterances of ref.jsonl are missing, "
+            f"the first is {missing[0]}; decode this set again"
+        )
+    if unknown := [key for key in hypotheses if key not in references]:
+        say(f"{folder}: {len(unknown)} of {len(hypotheses)} hypotheses have no reference ({unknown[0]}, ...); left out")
     if not references:
         raise UserError(f"{folder}: no utterances in ref.jsonl; decode a set that has transcripts")
     for what, texts, effect in (
         ("references", references, "their hypothesis words count as insertions"),
         ("hypotheses", hypotheses, "their reference words count as deletions"),
     ):
-        if empty := [key for key, text in texts.items() if not text.strip()]:
-            say(f"{folder}: {len(empty)} of {len(texts)} {what} are empty ({empty[0]}, ...); {effect}")
+        if empty := [key for key in references if not texts[key].strip()]:
+            say(f"{folder}: {len(empty)} of {len(references)} {what} are empty ({empty[0]}, ...); {effect}")
     try:
         info = json.loads((folder / "decode.json").read_text(encoding="utf-8"))
     except ValueError as error:

@@ -15,12 +15,13 @@ exp=exp          # folder for everything that is made
 conf=            # plan: iterations, fine-tunings, tests; by default conf/uhubert/CORPUS.yaml
 nproc=1          # training processes on this machine, one per GPU
 jobs=$(nproc)    # processes that prepare and extract
+babbles=10000    # mixtures of 30 voices; 300 for synth
 max_clip=15      # seconds; longer utterances of LRS3 are split at pauses
 source "$here/../../bin/stages.sh" "$@"   # reads the options above, --stage, --stop-stage, --help; defines begin_stage
 conf=${conf:-$here/conf/uhubert/$corpus.yaml}
 noise=$(plan noise)
 if [ "$corpus" = synth ]; then
-  data=$exp/corpus/lrs3 musan=$exp/corpus/musan landmarks=$exp/corpus/landmarks
+  data=$exp/corpus/lrs3 musan=$exp/corpus/musan landmarks=$exp/corpus/landmarks babbles=300
 fi
 [ -n "$musan" ] || noise=clean
 [ -n "$data" ] || stop "--data: the folder of corpus $corpus is missing; give it, or leave --corpus out"
@@ -38,7 +39,7 @@ if begin_stage 1 "cuts: audio as FLAC, transcripts, splits; noise if there is an
     *) mmspeech prepare "$corpus" "$data" "$exp/data" --jobs "$jobs" ;;
   esac
   if [ -n "$musan" ]; then
-    mmspeech prepare musan "$musan" "$exp/noise" --jobs "$jobs"
+    mmspeech prepare musan "$musan" "$exp/noise" --jobs "$jobs" --babbles "$babbles"
   fi
 fi
 
@@ -55,7 +56,7 @@ fi
 pretrain() {   # iteration, its configuration
   train pretrain "$2" "$exp/iter$1" --set "data.cuts=[$exp/iter$1/units/cuts_pretrain.jsonl.gz, $exp/iter$1/units/cuts_trainval.jsonl.gz]" \
     --set "data.valid_cuts=[$exp/iter$1/units/cuts_valid.jsonl.gz]" --set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")" \
-    ${musan:+--set "noise_cuts=$exp/noise"}
+    ${musan:+--set "data.noise.cuts=$exp/noise"}
 }
 
 if begin_stage 4 "pre-training, iteration 1"; then
@@ -75,7 +76,8 @@ fi
 if begin_stage 6 "fine-tuning on transcribed cuts"; then
   for file in $(plan finetune); do
     train finetune "$file" "$exp/$(basename "$file" .yaml)" --encoder "$exp/iter$last/encoder" \
-      --set "data.cuts=[$exp/mouth/cuts_trainval.jsonl.gz]" --set "data.valid_cuts=[$exp/mouth/cuts_valid.jsonl.gz]"
+      --set "data.cuts=[$exp/mouth/cuts_trainval.jsonl.gz]" --set "data.valid_cuts=[$exp/mouth/cuts_valid.jsonl.gz]" \
+      ${musan:+--set "data.noise.cuts=$exp/noise"}
   done
 fi
 

@@ -92,7 +92,7 @@ plan() { python -m mmspeech.plan "$conf" "$1"; }
 # train COMMAND ...: `mmspeech COMMAND ...` in $nproc processes.
 train() {
   if [[ -n ${PET_RDZV_ENDPOINT:-} ]]; then   # several machines: bin/slurm.sh has said where they meet
-    torchrun -m mmspeech "$@"
+    torchrun --nproc-per-node "${nproc:-1}" -m mmspeech "$@"
   elif [[ ${nproc:-1} -gt 1 ]]; then
     torchrun --standalone --nproc-per-node "$nproc" -m mmspeech "$@"
   else

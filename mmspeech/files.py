@@ -27,6 +27,17 @@ Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Turn the error of a full disk, in the block, into a UserError that names what is written there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (28, 27, 122):  # ENOSPC, EFBIG, EDQUOT
+            raise UserError(f"{path}: could not be written ({error.strerror}); make room and run again") from error
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; it becomes `path` when the block ends well, else it vanishes.
 
@@ -35,13 +46,10 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno in (28, 27, 122):  # ENOSPC, EFBIG, EDQUOT
-            raise UserError(f"{path}: could not be written ({error.strerror}); make room and run again") from error
-        raise
+        with room_for(path):
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -99,9 +107,10 @@ class Stage:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            yield temporary
-            write_json(temporary / "stage.json", self._content())
-            replace_folder(temporary, self.output)
+            with room_for(self.output):
+                yield temporary
+                write_json(temporary / "stage.json", self._content())
+                replace_folder(temporary, self.output)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -120,7 +129,8 @@ class Stage:
             shutil.rmtree(self.output)
         self.output.mkdir(parents=True, exist_ok=True)
         write_json(begun, self._content())
-        yield self.output
+        with room_for(self.output):
+            yield self.output
         write_json(self._record(), self._content())
 
     @contextlib.contextmanager

@@ -13,10 +13,11 @@ import typer
 from mmspeech import config as configs
 from mmspeech import dist, files
 from mmspeech.console import progress, say
+from mmspeech.data import cutfiles
 from mmspeech.data.frozen_noise import FrozenNoise
 from mmspeech.data.loader import CutDataset, DataConfig, Validation
 from mmspeech.data.noise import parse_kind
-from mmspeech.data.reading import Reading
+from mmspeech.data.reading import Reading, has_stream
 from mmspeech.data.text import Tokenizer
 from mmspeech.decoding.beam import BeamConfig
 from mmspeech.errors import UserError
@@ -50,7 +51,8 @@ def run(
     """Decode cuts under every combination of streams and noise.
 
     OUT/SET-STREAMS-NOISE/ receives hyp.jsonl, ref.jsonl and decode.json; then `mmspeech score wer` or `score report`.
-    Noise falls on sound: lips alone are decoded once, whatever --noise says. What is current is not decoded again.
+    Noise falls on sound: lips alone are decoded once, whatever --noise says. A condition with a stream that no cut has
+    is skipped, with a line. What is current is not decoded again.
 
     Example: mmspeech decode exp/av/model exp/mouth/cuts_test.jsonl.gz exp/av/decode --modality av,a,v --noise
     clean,babble:0 --noise-sets exp/noisy
@@ -59,7 +61,7 @@ def run(
     loaded = recognizer.load(model, where)
     tokenizer = Tokenizer.load(model)
     given = configs.build(configs.tree_of(search or []), SEARCHES[loaded.task], Path("--set"))
-    for condition in conditions(loaded, modality, noise, cuts, noise_sets):
+    for condition in possible(list(conditions(loaded, modality, noise, cuts, noise_sets)), loaded, cuts):
         folder = out / condition.name
         inputs = [model, cuts, *([condition.noise_file] if condition.noise_file else [])]
         settings = {"search": configs.plain(given), "streams": condition.streams, "label": label}
@@ -128,6 +130,25 @@ def conditions(
                         f"`mmspeech prepare noisy {cuts} NOISE_DIR DIR --noise {kind}`"
                     )
                 yield Condition(name, typed, streams, kind, noise_sets / file_name)
+
+
+def possible(wanted: list[Condition], model: recognizer.Recognizer, cuts: Path) -> list[Condition]:
+    """Those whose streams some cut has; a line for each other one. Raises UserError if none is left."""
+    missing = dict(model.inputs)
+    for cut in cutfiles.open_cuts(cuts):
+        missing = {name: settings for name, settings in missing.items() if not has_stream(cut, settings)}
+        if not missing:
+            return wanted
+    left = [condition for condition in wanted if not set(condition.streams) & missing.keys()]
+    if not left:
+        there = " or ".join(name for name in model.inputs if name not in missing)
+        advice = f"decode {there} alone with --modality" if there else "give cuts that have some"
+        raise UserError(f"{cuts}: no cut has {' or '.join(missing)}; {advice}")
+    for condition in wanted:
+        if condition not in left:
+            lacking = " or ".join(name for name in condition.streams if name in missing)
+            say(f"{condition.name}: skipped, no cut in {cuts} has {lacking}")
+    return left
 
 
 def streams_of(typed: str, model: recognizer.Recognizer) -> list[str]:

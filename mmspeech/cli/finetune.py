@@ -98,7 +98,10 @@ def run(
     labelled = cutfiles.open_cuts(config.data.cuts)
     if config.data.max_items is not None:
         labelled = labelled.subset(first=config.data.max_items)
-    tokenizer = text.train_tokenizer(text.transcripts(labelled), config.tokenizer)
+    told = list(text.transcripts(labelled))
+    if not told:
+        raise UserError(f"{', '.join(map(str, config.data.cuts))}: no cut has a transcript; give transcribed cuts")
+    tokenizer = text.train_tokenizer(told, config.tokenizer)
     objective = objective_class(start, config.objective, tokenizer.size, seed=config.seed)
 
     data = dataclasses.replace(config.data, streams=chosen_streams(start, config.streams, conf))

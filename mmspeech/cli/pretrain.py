@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import torch
 import typer
-from safetensors.torch import load_file
 
 from mmspeech import config as configs
 from mmspeech import dist, files
@@ -58,6 +57,10 @@ def run(
     config = configs.build(tree, run_class, conf)
     if not config.data.units:
         raise UserError(f"{conf}: `data.units` names no units to predict; e.g. --set data.units=mfcc")
+    if unknown := sorted(config.data.streams.keys() - config.model.streams.keys()):
+        raise UserError(
+            f"{conf}: `data.streams.{unknown[0]}` is read, but the model has no such stream; add it to model.streams"
+        )
     inputs = [*config.data.cuts, *config.data.valid_cuts, *([config.init] if config.init else [])]
     stage = files.Stage(exp / "encoder", inputs=inputs, settings=configs.plain(config))
     if stage.is_current():
@@ -66,7 +69,7 @@ def run(
     torch.manual_seed(config.seed)
     encoder = model_class(config.model, inputs=config.data.streams)
     if config.init:
-        load_weights(encoder, load_file(config.init / "encoder.safetensors"), config.init / "encoder.safetensors")
+        load_weights(encoder, config.init / "encoder.safetensors")
     objective = objective_class(encoder, config.objective, seed=config.seed)
     training = make_reading(config.data, seed=config.seed, train=True)
     watching = make_reading(config.data, seed=config.seed, train=False)

@@ -69,7 +69,10 @@ def score_floor(
     name = set_name or test.name.split(".")[0].removeprefix("cuts_")
     stage = files.Stage(out, [train, test], {"seed": seed, "resamples": resamples, "set": name})
     if not stage.is_current():
-        answer = floor.best_constant(transcripts(train), seed=seed)
+        known = list(transcripts(train))
+        if not known:
+            raise UserError(f"{train}: no cut has a transcript; give transcribed training cuts")
+        answer = floor.best_constant(known, seed=seed)
         references = list(transcripts(test))
         if not references:
             raise UserError(f"{test}: no cut has a transcript; give a transcribed test set")

@@ -6,11 +6,13 @@ one pass may hold, never from the number of ranks. Workers only load. The positi
 batch trained, so a resumed run, on any number of ranks, goes on with the very next batch.
 """
 
+import heapq
 import itertools
 import math
+import signal
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,11 @@ from mmspeech.batch import Batch
 from mmspeech.console import say
 from mmspeech.data import cutfiles
 from mmspeech.data.noise import NoiseConfig, NoisePool
-from mmspeech.data.reading import Reading, check_streams, collate, read_item
+from mmspeech.data.reading import FRAMES_PER_S, Reading, check_streams, collate, read_item, repeat_item
 from mmspeech.errors import BadItem, UserError
+
+MAX_BAD = 100  # cuts that are tried until one can be read
+MAX_BAD_UPDATES = 10  # in a row, of which a rank has no cut that can be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,19 +128,9 @@ class TrimmedTime(TimeConstraint):
 def make_sampler(
     paths: Sequence[Path], config: DataConfig, *, seconds: float, train: bool, seed: int = 0
 ) -> DynamicBucketingSampler:
-    """Batches of cuts of similar length, at most `seconds` with padding; the same sequence on every rank.
-
-    Raises UserError if no cut is left between the shortest and longest allowed.
-    """
-    cuts = cutfiles.open_cuts(paths)
-    if train:
-        if config.max_items is not None:
-            cuts = cuts.subset(first=config.max_items)
-        cuts = cuts.filter(_Between(config.min_s, config.max_s))
+    """Batches of cuts of similar length, at most `seconds` with padding; the same sequence on every rank."""
+    cuts = training_cuts(config) if train else cutfiles.open_cuts(paths)
     first = len(list(itertools.islice(cuts, config.buckets)))  # lhotse wants no more buckets than cuts
-    if first == 0:
-        names = ", ".join(map(str, paths))
-        raise UserError(f"{names}: no cut has {config.min_s} to {config.max_s} s; check data.min_s and data.max_s")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice about buffer sizes that small corpora cannot follow
         return DynamicBucketingSampler(
@@ -151,6 +146,18 @@ def make_sampler(
             rank=0,
             sync_buckets=True,  # the other way loses cuts at the end of a pass (lhotse 1.33: an empty queue is truthy)
         )
+
+
+def training_cuts(config: DataConfig) -> CutSet:
+    """The cuts that are trained on. Raises UserError if none is between the shortest and longest allowed."""
+    cuts = cutfiles.open_cuts(config.cuts)
+    if config.max_items is not None:
+        cuts = cuts.subset(first=config.max_items)
+    cuts = cuts.filter(_Between(config.min_s, config.max_s))
+    if next(iter(cuts), None) is None:
+        names = ", ".join(map(str, config.cuts))
+        raise UserError(f"{names}: no cut has {config.min_s} to {config.max_s} s; check data.min_s and data.max_s")
+    return cuts
 
 
 @dataclass(frozen=True)
@@ -198,23 +205,34 @@ class TrainingStream:
         ends: deque[tuple[int, int]] = deque()
         loaded = iter(make_loader(self.dataset, self._plan(ends), self.config.workers))
         mine = len(range(self.batches_per_update)[dist.rank() :: dist.world_size()])
+        bad_updates = 0
         while True:
             group = [next(loaded) for _ in range(mine)]
             batches = [batch for batch in map(check_loaded, group) if batch is not None]
-            if not batches:
-                raise UserError("every cut of an update was set aside; see the reasons above and mend the corpus")
+            bad_updates = 0 if batches else bad_updates + 1
+            if bad_updates == MAX_BAD_UPDATES:
+                names = ", ".join(map(str, self.config.cuts))
+                raise UserError(f"{names}: no cut of {bad_updates} updates could be used; mend what is said above")
+            if not batches:  # every rank must take part in every update: it gets a cut that it would not have had
+                batches = [self._first_usable(training_cuts(self.config))]
             self._ahead.append(ends.popleft())
             yield [(self.name, batch) for batch in batches]
 
     def longest(self) -> tuple[str, Batch]:
         """The biggest batch that may come: as many copies of the longest cut as fit. Memory runs out here or never."""
-        cuts = cutfiles.open_cuts(self.config.cuts).filter(_Between(self.config.min_s, self.config.max_s))
-        longest = max(itertools.islice(cuts, self.config.shuffle_cuts), key=lambda cut: cut.duration)
-        copies = max(1, int(self.seconds / min(longest.duration, self.config.trim_s or math.inf)))
-        batch = check_loaded(self.dataset[0, CutSet.from_cuts([longest])])
-        if batch is None:
-            raise UserError(f"{longest.id}: the longest cut cannot be read; mend it or lower data.max_s")
-        return self.name, repeat_item(batch, copies)
+        cuts = itertools.islice(training_cuts(self.config), self.config.shuffle_cuts)
+        batch = self._first_usable(heapq.nlargest(MAX_BAD, cuts, key=lambda cut: cut.duration))
+        frames = max(int(lengths.max()) for lengths in batch.lengths.values())
+        return self.name, repeat_item(batch, max(1, int(self.seconds * FRAMES_PER_S / frames)))
+
+    def _first_usable(self, cuts: Iterable[Cut]) -> Batch:
+        """The first of the cuts that can be read, alone. Raises UserError if too many cannot."""
+        for cut in itertools.islice(cuts, MAX_BAD):
+            batch = check_loaded(self.dataset[0, CutSet.from_cuts([cut])])
+            if batch is not None:
+                return batch
+        names = ", ".join(map(str, self.config.cuts))
+        raise UserError(f"{names}: no cut could be used; mend what is said above")
 
     def _plan(self, ends: deque[tuple[int, int]]) -> Iterator[tuple[int, CutSet]]:
         """What this rank loads, in order: (pass, cuts); notes in `ends` the position after each group."""
@@ -264,7 +282,15 @@ def make_loader(dataset: CutDataset, plan: Iterator[tuple[int, CutSet]], workers
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
+        # Without one of its own it draws from the global one when it starts, and a resumed run's dropout would differ.
+        generator=torch.Generator(),
+        worker_init_fn=_outlive_sigterm,
     )
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Ignore one SIGTERM: Slurm sends it to every process of a job, and the update in progress wants its batches."""
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 class _Once:
@@ -284,21 +310,3 @@ def check_loaded(loaded: Loaded | UserError) -> Batch | None:
     for reason in loaded.bad:
         say(f"set aside: {reason}")
     return loaded.batch
-
-
-def repeat_item(batch: Batch, copies: int) -> Batch:
-    """A batch of `copies` times the only item of `batch`."""
-
-    def repeat(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: tensor.repeat(copies, *[1] * (tensor.dim() - 1)) for name, tensor in tensors.items()}
-
-    return Batch(
-        ids=[f"{batch.ids[0]}/{i}" for i in range(copies)],
-        streams=repeat(batch.streams),
-        lengths=repeat(batch.lengths),
-        targets=repeat(batch.targets),
-        target_lengths=repeat(batch.target_lengths),
-        present=repeat(batch.present),
-        texts=batch.texts * copies,
-        passes=batch.passes * copies,
-    )

@@ -108,6 +108,8 @@ def extract(
         with writing_cuts(out / path.name) as writer:
             for cut in _with_tracks(path, tracks, report):
                 writer.write(cut)
+    if not report.cuts:
+        raise UserError(f"{', '.join(map(str, cuts_files))}: no cuts in there; run `mmspeech prepare` on a full corpus")
     if report.cuts_without_video:
         say(f"{report.cuts_without_video} of {report.cuts} cuts have no video: passed through without lips")
     files.write_json(out / "report.json", vars(report))

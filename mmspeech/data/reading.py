@@ -73,6 +73,13 @@ def read_array(
 READERS = {"mouth": read_mouth, "array": read_array, "logmel": read_logmel}
 
 
+def has_stream(cut: Cut, settings: Mapping[str, Any]) -> bool:
+    """Whether a cut has what the reader of these settings reads."""
+    if settings["reader"] == "logmel":
+        return cut.has_recording
+    return cut.has_custom(settings["field"] if settings["reader"] == "array" else "mouth")
+
+
 def check_streams(streams: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise UserError for a stream whose reader nobody knows."""
     if not streams:
@@ -159,6 +166,24 @@ def collate(items: Sequence[Item], names: Sequence[str], numbers: Sequence[int])
         tokens = [torch.tensor(item.tokens, dtype=torch.int64) for item in items]
         _add_target(batch, "text", tokens, max(map(len, tokens)), PAD_TOKEN)
     return batch
+
+
+def repeat_item(batch: Batch, copies: int) -> Batch:
+    """A batch of `copies` times the only item of `batch`."""
+
+    def repeat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.repeat(copies, *[1] * (tensor.dim() - 1)) for name, tensor in tensors.items()}
+
+    return Batch(
+        ids=[f"{batch.ids[0]}/{i}" for i in range(copies)],
+        streams=repeat(batch.streams),
+        lengths=repeat(batch.lengths),
+        targets=repeat(batch.targets),
+        target_lengths=repeat(batch.target_lengths),
+        present=repeat(batch.present),
+        texts=batch.texts * copies,
+        passes=batch.passes * copies,
+    )
 
 
 def _add_target(batch: Batch, name: str, rows: Sequence[Tensor], size: int, padding: int) -> None:

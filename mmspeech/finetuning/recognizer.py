@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import torch as safetensors
 
 from mmspeech import config as configs
 from mmspeech.errors import UserError
-from mmspeech.files import replace_folder, sync
+from mmspeech.files import replace_folder, replacing
 from mmspeech.finetuning.ctc import CTC, CTCConfig
 from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_weights
@@ -58,8 +57,8 @@ def save(objective: Seq2Seq | CTC, tokenizer: SavesItself, folder: Path) -> None
     try:
         tokenizer.save(temporary)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in objective.state_dict().items()}
-        save_file(weights, temporary / "model.safetensors")
-        sync(temporary / "model.safetensors")
+        with replacing(temporary / "model.safetensors") as path:
+            path.write_bytes(safetensors.save(weights))
         tree = {
             "task": task,
             "vocab_size": objective.vocab_size,
@@ -88,8 +87,5 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Recognizer:
     kind, objective_class = TASKS[task]
     encoder = AVEncoder(configs.build(tree.get("model", {}), AVEncoderConfig, file), tree.get("inputs"))
     objective = objective_class(encoder, configs.build(tree.get("objective", {}), kind, file), tree["vocab_size"])
-    try:
-        load_weights(objective, load_file(weights), weights)
-    except SafetensorError as error:
-        raise UserError(f"{weights}: not a complete file of weights ({error}); copy or train it again") from None
+    load_weights(objective, weights)
     return Recognizer(task, objective.to(device).eval(), folder)

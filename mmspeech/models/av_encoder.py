@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mmspeech import config as configs
@@ -190,11 +191,12 @@ class AVEncoder(nn.Module):
     def _run_dummy(frontend: nn.Module, device: torch.device) -> Tensor:
         """(1, 1, D): one frame of zeros through the front-end, with batch norm's statistics left alone."""
         item_shape: tuple[int, ...] = frontend.item_shape  # type: ignore[assignment]
+        was_training = frontend.training
         frontend.eval()
         try:
             return frontend(torch.zeros(1, 1, *item_shape, device=device), torch.ones(1, dtype=torch.int64))
         finally:
-            frontend.train()
+            frontend.train(was_training)
 
 
 def save_encoder(encoder: AVEncoder, folder: Path) -> None:
@@ -202,7 +204,7 @@ def save_encoder(encoder: AVEncoder, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     with replacing(folder / "encoder.safetensors") as temporary:
-        save_file(weights, temporary)
+        temporary.write_bytes(save(weights))
     configs.dump({"model": encoder.config, "inputs": encoder.inputs}, folder / "config.yaml")
 
 
@@ -216,12 +218,19 @@ def load_encoder(folder: Path) -> AVEncoder:
         raise UserError(f"{folder}: expected config.yaml and encoder.safetensors; give the `encoder` folder of a run")
     tree = configs.read(file)
     encoder = AVEncoder(configs.build(tree.get("model", {}), AVEncoderConfig, file), tree.get("inputs"))
-    load_weights(encoder, load_file(folder / "encoder.safetensors"), folder / "encoder.safetensors")
+    load_weights(encoder, folder / "encoder.safetensors")
     return encoder
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
-    """Load all weights; raises UserError naming the first entry that is missing, unknown or of another shape."""
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Load all weights from a safetensors file.
+
+    Raises UserError if it is cut off, naming the first entry that is missing, unknown or of another shape.
+    """
+    try:
+        weights = load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file}: not a complete file of weights ({error}); copy or train it again") from None
     own = module.state_dict()
     for name, tensor in own.items():
         if name not in weights:
@@ -232,4 +241,4 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -
     for name in weights:
         if name not in own:
             raise UserError(f"{file}: `{name}` is unknown to this model; use the config it came from")
-    module.load_state_dict(dict(weights))
+    module.load_state_dict(weights)

@@ -111,6 +111,12 @@ class UHubert(nn.Module):
                 # A dropped stream's mask still counts, as in the public code: lips alone are asked for the units of
                 # frames that they show, where the sound would have been masked.
                 masked |= self._mask_input(batch, name, batch.lengths[name].numpy(), size)
+        highest = int(batch.targets["units"].max())
+        if highest >= config.num_units:
+            raise UserError(
+                f"objective.num_units: {config.num_units}, but the cuts have a unit {highest}; set it to the size of "
+                "the codebook that they were labelled with"
+            )
         units = batch.target_lengths["units"].numpy()
         valid = np.arange(size)[None, :] < np.minimum(frames, units)[:, None]  # (N, T)
         predicted = {"masked": np.flatnonzero(masked & valid)}

@@ -33,7 +33,8 @@ class Log:
             self._forget_later_lines()
             self._text = open(self.folder / "log.txt", "a", encoding="utf-8")
             self._metrics = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")
-            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.update + 1)
+            with files.room_for(self.folder / "tensorboard"):
+                self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.update + 1)
         self._bar.start()
         self._task = self._bar.add_task("training", total=self.updates, completed=self.update, status="")
         return self
@@ -45,8 +46,9 @@ class Log:
     def line(self, text: str, *, quiet: bool = False) -> None:
         """A line in log.txt, and on the screen unless quiet."""
         if dist.is_first():
-            self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-            self._text.flush()
+            with files.room_for(self.folder / "log.txt"):
+                self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+                self._text.flush()
             if not quiet:
                 console.say(text)
 
@@ -61,21 +63,24 @@ class Log:
         self.line(f"update {update}/{self.updates} {kind}: {text}", quiet=hurried)
         self._last_said = self._last_said if hurried else time.monotonic()
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        self._metrics.write(json.dumps({"update": update, "kind": kind, **finite}) + "\n")
-        self._metrics.flush()
-        for name, value in figures.items():
-            self._board.add_scalar(f"{kind}/{name}", value, update)
+        with files.room_for(self.folder / "metrics.jsonl"):
+            self._metrics.write(json.dumps({"update": update, "kind": kind, **finite}) + "\n")
+            self._metrics.flush()
+        with files.room_for(self.folder / "tensorboard"):
+            for name, value in figures.items():
+                self._board.add_scalar(f"{kind}/{name}", value, update)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
         if dist.is_first():
-            if error is not None:
-                self.line(f"stopped: {type(error).__name__}: {error}", quiet=True)
-            self._text.close()
-            self._metrics.close()
-            self._board.close()
+            with files.room_for(self.folder):
+                if error is not None:
+                    self.line(f"stopped: {type(error).__name__}: {error}", quiet=True)
+                self._text.close()
+                self._metrics.close()
+                self._board.close()
 
     def _forget_later_lines(self) -> None:
         """Remove the figures of updates after the one that we go on from: they will come again."""

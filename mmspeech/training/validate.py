@@ -27,6 +27,8 @@ class Best:
 
     def better(self, figures: dict[str, float], update: int) -> bool:
         """Note the figure if it is the best so far."""
+        if not figures:
+            raise UserError("validation: none of its items could be used; the reasons are above: mend them")
         if self.select not in figures:
             raise UserError(f"select: no validation figure `{self.select}`; there are {', '.join(figures)}")
         value = figures[self.select]

@@ -1,0 +1,315 @@
+"""What a user may get wrong between corpus and table: exit code 2, one line that names the place, nothing lost."""
+
+import contextlib
+import resource
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuts import FINETUNE, PRETRAIN, command, write_cuts, write_run
+from lhotse import CutSet, NumpyFilesWriter
+
+from mmspeech.data.cutfiles import writing_cuts
+from mmspeech.training import checkpoint
+
+
+@dataclass(frozen=True)
+class World:
+    """Small inputs of every kind; `{cuts}` in a command line stands for one."""
+
+    folder: Path
+    cuts: Path  # four cuts with sound, lips, units, texts
+    sound: Path  # the same without lips
+    empty: Path
+    untold: Path  # without texts
+    pretrain: Path
+    finetune: Path
+    encoder: Path
+    model: Path
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    folder = tmp_path_factory.mktemp("mistakes")
+    durations = [0.6, 0.7, 0.8, 1.0]
+    cuts = write_cuts(folder / "cuts", durations, lips=range(4))
+    sound = write_cuts(folder / "cuts", durations, name="cuts_sound.jsonl.gz")
+    untold = write_cuts(folder / "cuts", durations, name="untold.jsonl.gz", texts=[""] * 4)
+    empty = write_cuts(folder / "cuts", [], name="empty.jsonl.gz")
+    data = {"data.cuts": [cuts], "data.valid_cuts": [cuts]}
+    pretrain = write_run(folder / "pretrain.yaml", PRETRAIN, data)
+    finetune = write_run(folder / "finetune.yaml", FINETUNE, data)
+    assert command("pretrain", pretrain, folder / "pretrain") == 0
+    encoder = folder / "pretrain" / "encoder"
+    assert command("finetune", finetune, folder / "finetune", "--encoder", encoder) == 0
+    model = folder / "finetune" / "model"
+    return World(folder, cuts, sound, empty, untold, pretrain, finetune, encoder, model)
+
+
+@pytest.fixture
+def fails(world, tmp_path, capsys) -> Callable[..., str]:
+    """Run a command line that must fail; returns its one line of error. `{out}` is a new folder."""
+
+    def run(line: str, **places: object) -> str:
+        names = vars(world) | {"out": tmp_path / "out", "nowhere": tmp_path / "nowhere"} | places
+        code = command(*(word.format(**names) for word in line.split("  ")))
+        said = capsys.readouterr().err
+        errors = [one for one in said.splitlines() if one.startswith("error: ")]
+        assert code == 2 and len(errors) == 1 and said.endswith(errors[0] + "\n") and "Traceback" not in said, said
+        return errors[0]
+
+    return run
+
+
+READERS_OF_CUTS = [
+    "extract  mouth  {bad}  {out}  --jobs  1",
+    "extract  features  {bad}  {out}  --feature  mfcc",
+    "extract  features  {bad}  {out}  --encoder  {encoder}  --layer  1",
+    "cluster  fit  {bad}  {out}",
+    "cluster  label  {bad}  {encoder}  {out}  --name  km",
+    "cluster  purity  {bad}  --name  km",
+    "pretrain  {pretrain}  {out}  --set  data.cuts=[{bad}]",
+    "pretrain  {pretrain}  {out}  --set  data.valid_cuts=[{bad}]",
+    "finetune  {finetune}  {out}  --encoder  {encoder}  --set  data.cuts=[{bad}]",
+    "finetune  {finetune}  {out}  --encoder  {encoder}  --set  data.valid_cuts=[{bad}]",
+    "decode  {model}  {bad}  {out}",
+    "score  floor  {bad}  {cuts}  {out}",
+    "score  floor  {cuts}  {bad}  {out}",
+]
+
+
+@pytest.mark.parametrize("line", [*READERS_OF_CUTS, "prepare  noisy  {bad}  {folder}  {out}  --noise  babble:0"])
+def test_missing_cuts_are_named(fails, tmp_path, line):
+    bad = tmp_path / "cuts_missing.jsonl.gz"
+    assert fails(line, bad=bad).startswith(f"error: {bad}: no such file")
+
+
+@pytest.mark.parametrize("line", [line for line in READERS_OF_CUTS if "cluster  label" not in line])
+def test_a_file_without_a_cut_is_named(fails, world, line):
+    said = fails(line, bad=world.empty)
+    assert str(world.empty) in said and any(text in said for text in ("no cuts in there", "no cut gave", "no cut has"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pretrain  {nowhere}  {out}",
+        "pretrain  {pretrain}  {out}  --set  init={nowhere}",
+        "finetune  {finetune}  {out}  --encoder  {nowhere}",
+        "extract  features  {cuts}  {out}  --encoder  {nowhere}  --layer  1",
+        "extract  mouth  {cuts}  {out}  --landmarks  {nowhere}",
+        "cluster  label  {cuts}  {nowhere}  {out}  --name  km",
+        "decode  {nowhere}  {cuts}  {out}",
+        "score  wer  {nowhere}",
+        "score  bleu  {nowhere}",
+        "score  table  {nowhere}",
+        "score  report  {nowhere}",
+    ],
+)
+def test_missing_file_or_folder_is_named_and_nothing_is_made(fails, tmp_path, line):
+    assert str(tmp_path / "nowhere") in fails(line)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "texts"),
+    [
+        (
+            "pretrain  {pretrain}  {out}  --set  training.updatez=5",
+            ["pretrain.yaml: `training.updatez`", "did you mean `updates`?"],
+        ),
+        ("pretrain  {pretrain}  {out}  --set  mdoel={{}}", ["`mdoel`", "did you mean `model`?"]),
+        (
+            "finetune  {finetune}  {out}  --encoder  {encoder}  --set  objective.decoder.layers=5",
+            ["finetune.yaml: `objective.decoder.layers`", "did you mean `num_layers`?"],
+        ),
+        ("decode  {model}  {cuts}  {out}  --set  beems=3", ["`beems`", "did you mean `beam`?"]),
+        ("decode  {model}  {cuts}  {out}  --modality  x", ["--modality x", "audio, video"]),
+        ("decode  {model}  {cuts}  {out}  --noise  babel:0", ["--noise babel:0", "babble, music"]),
+        ("decode  {model}  {cuts}  {out}  --noise  babble:0", ["babble_0dB.jsonl", "mmspeech prepare noisy"]),
+        ("pretrain  {finetune}  {out}", ["finetune.yaml: `system` is None", "uhubert"]),
+        ("finetune  {pretrain}  {out}  --encoder  {encoder}", ["pretrain.yaml: `task` is None", "seq2seq, ctc"]),
+        ("finetune  {finetune}  {out}", ["finetune.yaml: `encoder`", "--encoder"]),
+        (
+            "pretrain  {pretrain}  {out}  --set  data.max_s=0.3",
+            ["cuts.jsonl.gz: no cut has 0.2 to 0.3 s", "data.max_s"],
+        ),
+        ("pretrain  {pretrain}  {out}  --set  data.streams.emg={{reader: array, field: emg}}", ["`data.streams.emg`"]),
+        ("pretrain  {pretrain}  {out}  --set  objective.num_units=4", ["objective.num_units: 4", "a unit 6"]),
+    ],
+)
+def test_wrong_setting_names_its_key_and_what_was_meant(fails, line, texts):
+    said = fails(line)
+    assert all(text in said for text in texts), said
+
+
+def test_encoder_of_another_size_is_named_with_both_shapes(fails, world, tmp_path):
+    """As a start of pre-training, and where weights and config.yaml of one folder do not belong together."""
+    said = fails("pretrain  {pretrain}  {out}  --set  init={encoder}  --set  model.dim=32")
+    assert "encoder.safetensors: `frontends.audio.project.weight` is (16, 104), but the config makes (32, 104)" in said
+    shutil.copytree(world.encoder, tmp_path / "mixed")
+    config = tmp_path / "mixed" / "config.yaml"
+    config.write_text(config.read_text().replace("dim: 16", "dim: 32", 1))
+    for line in (
+        "finetune  {finetune}  {out}  --encoder  {mixed}",
+        "extract  features  {cuts}  {out}  --encoder  {mixed}  --layer  1",
+    ):
+        assert "is (16, 104), but the config makes (32, 104)" in fails(line, mixed=tmp_path / "mixed")
+
+
+def test_weights_that_were_cut_off_are_named(fails, world, tmp_path):
+    """Half a file of weights: of an encoder, as a start, of a recognizer."""
+    for folder in (world.encoder, world.model):
+        half = tmp_path / folder.name
+        shutil.copytree(folder, half)
+        weights = next(half.glob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    for line in (
+        "finetune  {finetune}  {out}  --encoder  {half}/encoder",
+        "pretrain  {pretrain}  {out}  --set  init={half}/encoder",
+        "extract  features  {cuts}  {out}  --encoder  {half}/encoder  --layer  1",
+        "decode  {half}/model  {cuts}  {out}",
+    ):
+        assert ".safetensors: not a complete file of weights" in fails(line, half=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"), [("model.dim=32", "has shape (16, 104)"), ("model.num_layers=3", "has no")]
+)
+def test_run_is_not_gone_on_with_as_a_model_of_another_size(fails, world, tmp_path, setting, text):
+    """The checkpoint is named and stays; with the old sizes the run goes on."""
+    shutil.copytree(world.folder / "pretrain", tmp_path / "exp")
+    said = fails("pretrain  {pretrain}  {exp}  --set  {setting}", exp=tmp_path / "exp", setting=setting)
+    assert f"exp/checkpoints/step-0000002.ckpt: {text}" in said.replace("`encoder.frontends.audio.project.weight` ", "")
+    assert checkpoint.kept(tmp_path / "exp" / "checkpoints") == [2]
+    assert command("pretrain", world.pretrain, tmp_path / "exp", "--set", "training.updates=3") == 0
+
+
+@contextlib.contextmanager
+def small_disk(limit: int):
+    """No file may grow beyond `limit` bytes: what a full disk does, for root too."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_full_disk_at_a_checkpoint_loses_nothing(mmspeech, world, tmp_path):
+    """The real command in a process with a limit: one line names the file; with room again the run goes on."""
+    exp = tmp_path / "exp"
+    shutil.copytree(world.folder / "pretrain", exp)
+    room = (exp / "checkpoints/step-0000002.ckpt").stat().st_size // 2
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))  # noqa: E731
+    words = ["pretrain", world.pretrain, exp, "--set", "training.updates=3"]
+    done = mmspeech(*words, preexec_fn=limit)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert (
+        last
+        == f"error: {exp}/checkpoints/step-0000003.ckpt: could not be written (File too large); make room and run again"
+    )
+    assert [path.name for path in (exp / "checkpoints").iterdir()] == ["step-0000002.ckpt"]
+    assert command(*words) == 0
+    assert checkpoint.kept(exp / "checkpoints") == [3]
+
+
+def test_full_disk_at_the_end_of_a_run_is_told_too(fails, world, tmp_path):
+    """Trained to the end, but no room for the result: encoder, recognizer; nothing half-written stays."""
+    for name, line, result in (
+        ("pretrain", "pretrain  {pretrain}  {exp}", "encoder"),
+        ("finetune", "finetune  {finetune}  {exp}  --encoder  {encoder}", "model"),
+    ):
+        exp = tmp_path / name
+        shutil.copytree(world.folder / name, exp)
+        shutil.rmtree(exp / result)
+        with small_disk(20_000):
+            assert f"{result}.safetensors: could not be written (File too large)" in fails(line, exp=exp)
+        assert not list(exp.rglob(f"*{result}*"))
+        words = line.format(**vars(world), exp=exp).split("  ")
+        assert command(*words) == 0 and (exp / result / f"{result}.safetensors").exists()
+
+
+def test_full_disk_is_told_whatever_is_written(fails):
+    """The log of a run, the record of a stage, frames, hypotheses."""
+    with small_disk(200):
+        assert "log.txt: could not be written" in fails("pretrain  {pretrain}  {out}")
+    with small_disk(500):
+        said = fails("extract  features  {cuts}  {out}/features  --feature  mfcc")
+        assert "cuts-00000.bin: could not be written" in said
+    with small_disk(120):
+        assert "could not be written" in fails("decode  {model}  {cuts}  {out}/decode  --workers  0")
+
+
+def spoil_units(world: World, path: Path, which: Collection[int]) -> Path:
+    """The cuts, some of them with three units where they have fifteen frames or more."""
+    with writing_cuts(path) as writer, NumpyFilesWriter(path.with_suffix(".arrays")) as arrays:
+        for i, cut in enumerate(CutSet.from_jsonl_lazy(world.cuts)):
+            if i in which:
+                cut.units_km = arrays.store_array(cut.id, np.zeros(3, np.int32), 0.04, 0, 0)
+            writer.write(cut)
+    return path
+
+
+@pytest.mark.parametrize("which", [[0], [3]])
+def test_cut_with_units_of_another_length_is_left_out_and_the_run_goes_on(world, tmp_path, capsys, which):
+    """Even if it is the longest of all, or alone in its batch, so that there is nothing else to train on."""
+    cuts = spoil_units(world, tmp_path / "cuts.jsonl.gz", which)
+    words = [
+        "pretrain",
+        world.pretrain,
+        tmp_path / "exp",
+        "--set",
+        f"data.cuts=[{cuts}]",
+        "--set",
+        "data.valid_cuts=[]",
+    ]
+    words += ["--set", "data.max_batch_s=1.0", "--set", "data.batch_s=1.0", "--set", "training.updates=8"]
+    assert command(*words) == 0
+    said = capsys.readouterr().err
+    assert f"set aside: clip00{which[0]}: has 3 units `km`, but its" in said
+    assert {line.split()[2] for line in said.splitlines() if "set aside" in line} == {f"clip00{which[0]}:"}
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("pretrain  {pretrain}  {out}  --set  data.cuts=[{bad}]", "{bad}: no cut could be used"),
+        ("pretrain  {pretrain}  {out}  --set  data.valid_cuts=[{bad}]", "validation: none of its items could be used"),
+        ("pretrain  {pretrain}  {out}  --set  data.units=other", "{cuts}: no cut could be used"),
+        ("cluster  purity  {bad}  --name  km", "{bad}: "),
+        ("cluster  label  {cuts}  {codebook}  {out}  --name  km", "{cuts}: no cut could be labelled"),
+        ("finetune  {finetune}  {out}  --encoder  {encoder}  --set  data.cuts=[{untold}]", "{untold}: no cut has a tr"),
+        (
+            "decode  {model}  {sound}  {out}  --modality  v,av",
+            "{sound}: no cut has video; decode audio alone with --mod",
+        ),
+    ],
+)
+def test_nothing_left_is_an_error(fails, world, tmp_path, line, text):
+    """Every cut set aside: exit code 2, and no result that looks like one."""
+    places = {"bad": spoil_units(world, tmp_path / "bad.jsonl.gz", range(4)), "codebook": tmp_path / "codebook"}
+    if "codebook" in line:
+        assert command("extract", "features", world.cuts, tmp_path / "mfcc", "--feature", "mfcc") == 0
+        assert command("cluster", "fit", tmp_path / "mfcc" / world.cuts.name, places["codebook"], "--clusters", 3) == 0
+    assert text.format(**vars(world), **places) in fails(line, **places)
+    assert not list((tmp_path / "out").rglob("stage.json"))
+
+
+def test_streams_that_no_cut_has_are_skipped_with_a_line(world, tmp_path, capsys):
+    """Sound without lips: `a` is decoded; `av` would be called what it is not."""
+    assert command("decode", world.model, world.sound, tmp_path / "out", "--modality", "av,a,v") == 0
+    said = capsys.readouterr().err
+    for name in ("av", "v"):
+        assert f"sound-{name}-clean: skipped, no cut in {world.sound} has video" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sound-a-clean"]
+
+
+def test_the_installed_command_says_one_line_of_a_mistake_in_a_run(mmspeech, world, tmp_path):
+    done = mmspeech("pretrain", world.pretrain, tmp_path / "out", "--set", "training.updatez=5")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {world.pretrain}: `training.updatez`")

@@ -1,6 +1,6 @@
 """What a recipe's run.sh does between preparation and report: which iterations, which fine-tunings, which tests.
 
-    python -m mmspeech.plan recipes/lrs3/conf/uhubert/synth.yaml pretrain      prints the value, one line per entry
+python -m mmspeech.plan recipes/lrs3/conf/uhubert/synth.yaml pretrain      prints the value, one line per entry
 """
 
 import sys
@@ -28,7 +28,7 @@ class Plan:
         if not len(self.pretrain) == len(self.units) == len(self.clusters):
             raise UserError("pretrain:, units: and clusters: need one entry per iteration each; add what is missing")
         if self.units and self.units[0] != "mfcc":
-            raise UserError(f"units: the first iteration has no model to take layer {self.units[0]} of; start with mfcc")
+            raise UserError(f"units: the first iteration has no layer {self.units[0]}; start with mfcc")
 
 
 def main() -> None:

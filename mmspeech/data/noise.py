@@ -135,7 +135,7 @@ class NoisePool:
 
     def __init__(self, config: NoiseConfig, *, seed: int, split: str = "train") -> None:
         if config.cuts is None:
-            raise UserError("data.noise.cuts: names no noise; run `mmspeech prepare musan` and give the folder it wrote")
+            raise UserError("data.noise.cuts: names no noise; give the folder of `mmspeech prepare musan`")
         weights = {name: weight for name, weight in config.categories.items() if weight > 0}
         self.config, self.seed = config, seed
         self.noises = {name: Noises(config.cuts, name, split) for name in weights}

@@ -181,3 +181,24 @@ def test_no_cut_is_lost_or_repeated_when_the_number_of_ranks_changes(tmp_path, m
     assert state["pass"] >= 2
     wanted = {(number, f"clip{i:03d}") for number in range(state["pass"]) for i in range(len(durations))}
     assert wanted <= seen.keys() and set(seen.values()) == {1}
+
+
+ENDS_EARLY = """
+import sys
+from pathlib import Path
+from mmspeech import config
+from mmspeech.cli.pretrain import UHubertRun
+from mmspeech.data.loader import TrainingStream, make_reading
+
+data = config.load(Path(sys.argv[1]), UHubertRun).data
+groups = iter(TrainingStream(data, make_reading(data, seed=0, train=True)))
+next(groups)
+raise RuntimeError("a mistake of ours")
+"""
+
+
+def test_process_that_ends_by_an_error_does_not_wait_for_its_workers(conf):
+    """They outlive a SIGTERM from others; the one from their parent at its end they obey."""
+    words = [sys.executable, "-c", ENDS_EARLY, conf]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and "a mistake of ours" in done.stderr

@@ -51,7 +51,8 @@ def test_no_speaker_is_in_two_splits_or_in_the_noise():
     clips = synth.plan_clips(0, "digits", 0.5, {split: 40 for split in synth.SPLITS}, speakers=36)
     groups = [{clip.timbre for clip in clips if clip.split == split} for split in synth.SPLITS]
     groups.append({sound.timbre for sound in synth.plan_sounds(0, 36, 320) if sound.kind == "speech"})
-    assert [len(group) for group in groups] == [21, 7, 8, synth.NOISE_SPEAKERS]
+    assert [len(group) for group in groups] == [16, 12, 8, synth.NOISE_SPEAKERS]
+    assert all(2 <= len(group & synth.synth_speech.HIGH_TIMBRES) <= 5 for group in groups)
     assert len(set.union(*groups)) == 36 + synth.NOISE_SPEAKERS
     assert len({(clip.speaker, clip.timbre) for clip in clips}) == 36
 

@@ -289,4 +289,9 @@ def _painter(look: synth_face.Look) -> synth_paint.Painter:
 
 
 def _timbres(seed: int) -> list[str]:
-    return [str(timbre) for timbre in numpy_rng(seed, "synth timbres").permutation(synth_speech.TIMBRES)]
+    """All timbres in a random order with the high ones spread evenly: every split, a stretch of it, has its share."""
+    order = [str(timbre) for timbre in numpy_rng(seed, "synth timbres").permutation(synth_speech.TIMBRES)]
+    high = [timbre for timbre in order if timbre in synth_speech.HIGH_TIMBRES]
+    low = [timbre for timbre in order if timbre not in synth_speech.HIGH_TIMBRES]
+    places = {((i + 0.5) / len(group), timbre) for group in (high, low) for i, timbre in enumerate(group)}
+    return [timbre for _, timbre in sorted(places)]

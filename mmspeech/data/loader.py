@@ -9,7 +9,9 @@ batch trained, so a resumed run, on any number of ranks, goes on with the very n
 import heapq
 import itertools
 import math
+import os
 import signal
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -289,8 +291,17 @@ def make_loader(dataset: CutDataset, plan: Iterator[tuple[int, CutSet]], workers
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """Ignore one SIGTERM: Slurm sends it to every process of a job, and the update in progress wants its batches."""
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    """End at a SIGTERM from the parent only: Slurm sends it to every process, and the update in progress goes on."""
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads begun from here on inherit it
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Once:

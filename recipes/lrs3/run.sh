@@ -15,13 +15,13 @@ exp=exp          # folder for everything that is made
 conf=            # plan: iterations, fine-tunings, tests; by default conf/uhubert/CORPUS.yaml
 nproc=1          # training processes on this machine, one per GPU
 jobs=$(nproc)    # processes that prepare and extract
-babbles=10000    # mixtures of 30 voices; 300 for synth
+babbles=10000    # mixtures of 30 voices; 150 for synth
 max_clip=15      # seconds; longer utterances of LRS3 are split at pauses
 source "$here/../../bin/stages.sh" "$@"   # reads the options above, --stage, --stop-stage, --help; defines begin_stage
 conf=${conf:-$here/conf/uhubert/$corpus.yaml}
 noise=$(plan noise)
 if [ "$corpus" = synth ]; then
-  data=$exp/corpus/lrs3 musan=$exp/corpus/musan landmarks=$exp/corpus/landmarks babbles=300
+  data=$exp/corpus/lrs3 musan=$exp/corpus/musan landmarks=$exp/corpus/landmarks babbles=150
 fi
 [ -n "$musan" ] || noise=clean
 [ -n "$data" ] || stop "--data: the folder of corpus $corpus is missing; give it, or leave --corpus out"

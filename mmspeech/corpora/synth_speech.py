@@ -27,9 +27,8 @@ gustave ian iven3 john kaukovalta klatt3 klatt4 linda marcelo max michel miguel 
 rob robert sandro shelby steph travis victor zac
 """
 TIMBRES = tuple(_TIMBRES.split())
-HIGH_TIMBRES = frozenset(
-    "f1 f2 f3 f4 f5 Alicia Andrea Annie anika aunty belinda grandma linda shelby steph".split()
-)  # women's; few of those that espeak-ng has
+_HIGH_TIMBRES = "f1 f2 f3 f4 f5 Alicia Andrea Annie anika aunty belinda grandma linda shelby steph"
+HIGH_TIMBRES = frozenset(_HIGH_TIMBRES.split())  # women's; espeak-ng has few of them
 
 # espeak-ng's phone names, without stress marks -> ARPABET.
 PHONES = {

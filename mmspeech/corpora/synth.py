@@ -78,7 +78,7 @@ def prepare(
     out: Path,
     seed: int = 0,
     vocabulary: Literal["digits", "commands"] = "digits",
-    difficulty: float = 0.5,
+    difficulty: float = 0.3,
     pretrain_clips: int = 900,
     trainval_clips: int = 400,
     test_clips: int = 400,

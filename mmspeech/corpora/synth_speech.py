@@ -17,7 +17,7 @@ from mmspeech.errors import BadItem, UserError
 
 RATE_HZ = 16000
 
-ACCENTS = ("en", "en-US", "en-GB-scotland", "en-GB-x-gbclan", "en-GB-x-gbcwmd", "en-GB-x-rp", "en-029", "en-US-nyc")
+ACCENTS = ("en", "en-US", "en-GB-x-rp", "en-US-nyc")  # more would need more speakers than minutes allow
 
 # espeak-ng's voice variants that sound like a person: no whispers, robots or croaks.
 _TIMBRES = """

@@ -16,6 +16,7 @@ from scipy.signal import resample_poly
 from mmspeech.errors import BadItem, UserError
 
 RATE_HZ = 16000
+SHORTEST_S = 0.001  # of a phone; label files have less precision than that
 
 ACCENTS = ("en", "en-US", "en-GB-x-rp", "en-US-nyc")  # more would need more speakers than minutes allow
 
@@ -118,7 +119,18 @@ def speak(words: Sequence[str], spoken: Sequence[str], voice: Voice) -> Speech:
         if not own:
             raise BadItem(f"espeak-ng voice {voice.accent}+{voice.timbre}: said nothing for `{word}`; clip left out")
         marks.append(Mark(word, own[0].start_s, own[-1].end_s))
-    return Speech(samples, [phone for phone in phones if phone.end_s > phone.start_s], marks)
+    return Speech(samples, _without_instants(phones), marks)
+
+
+def _without_instants(phones: list[Mark]) -> list[Mark]:
+    """The phones without those that last no time (a dropped r): the one before takes what there is of it."""
+    kept: list[Mark] = []
+    for phone in phones:
+        if phone.end_s - phone.start_s > SHORTEST_S:
+            kept.append(phone)
+        elif kept:
+            kept[-1] = kept[-1]._replace(end_s=max(kept[-1].end_s, phone.end_s))
+    return kept
 
 
 def _synthesize(text: str, voice: Voice) -> tuple[NDArray[np.float32], list[tuple[float, str, int]]]:

@@ -30,3 +30,21 @@ def mmspeech() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(command, capture_output=True, text=True, timeout=300, **kwargs)
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many tests against real recordings and reference vectors ran: a green run without them shows less."""
+    ran, skipped = 0, 0
+    for outcome in ("passed", "failed", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if getattr(report, "when", "") == "teardown" or "shared" not in getattr(report, "keywords", {}):
+                continue
+            ran, skipped = ran + (outcome != "skipped"), skipped + (outcome == "skipped")
+    terminalreporter.write_line(f"tests with real recordings or reference vectors: {ran} ran, {skipped} skipped")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the shared folder, so that the summary can count it."""
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared")

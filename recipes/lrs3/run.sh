@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # u-HuBERT (and AV-HuBERT) from clips on disk to a table of word error rates.
 #   recipes/lrs3/run.sh                                             everything, on a small corpus that we make
-#   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --nproc 8 --conf recipes/lrs3/conf/uhubert/base-433h.yaml
+#   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --nproc 8 --conf recipes/lrs3/conf/uhubert/large-lrs3.yaml
 #   recipes/lrs3/run.sh --corpus grid --data /data/grid --stage 3 --stop-stage 4
 # Every stage may be run again: what is current is not made again, and training goes on where it stopped.
 set -euo pipefail

@@ -6,7 +6,6 @@ second axis) says where one is and what. Frames are the custom field `features` 
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,11 +18,13 @@ from lhotse.features.io import FeaturesReader, FeaturesWriter, register_reader, 
 
 from mmspeech.data.audio import FRAMES_PER_S, num_frames
 from mmspeech.data.cutfiles import open_cuts
+from mmspeech.data.open_shards import forget_open_shards, open_shard
 from mmspeech.errors import BadItem, UserError
 from mmspeech.files import replacing
 from mmspeech.seeds import numpy_rng
 
 STORAGE = "raw_shards"
+REMEDY = "run the stage that writes it again"  # where a shard is gone or cut short
 FEATURES = "features"  # in `cut.custom`; the attribute of that name is lhotse's own and stays empty
 MAY_MISS = 2  # frames that features and units may be short of a cut: windows are not centred, durations are rounded
 
@@ -146,39 +147,6 @@ class RawShardsReader(FeaturesReader):
         right = int(frames) if right_offset_frames is None else min(right_offset_frames, int(frames))
         item = np.dtype(dtype)
         row = item.itemsize * max(int(dims), 1)
-        data = _open_shard(self.storage_path).read(int(offset) + left * row, max(right - left, 0) * row)
+        data = open_shard(self.storage_path, REMEDY).read(int(offset) + left * row, max(right - left, 0) * row)
         values = np.frombuffer(bytearray(data), item)  # a bytearray, because what is read may be written to
         return values.reshape(-1, int(dims)) if int(dims) else values
-
-
-class _Shard:
-    """An open file that closes when nobody holds it: a reader may still be at work when the cache lets go of it."""
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = -1
-        self.path = path
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise UserError(f"{path}: the stored frames are gone; run the stage that writes them again") from None
-
-    def read(self, position: int, size: int) -> bytes:
-        # pread has no file position: threads and forked workers may share the descriptor.
-        data = os.pread(self.descriptor, size, position)
-        if len(data) != size:
-            raise BadItem(f"{self.path}: ends before byte {position + size}; run the stage that writes it again")
-        return data
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-
-@functools.lru_cache(maxsize=128)
-def _open_shard(path: str) -> _Shard:
-    return _Shard(path)
-
-
-def forget_open_shards() -> None:
-    """Close the shards that this process reads: needed when one of them was written anew."""
-    _open_shard.cache_clear()

@@ -7,7 +7,6 @@ reads and the decoding of its own frames. A shard holds many tracks back to back
     at the end: the summary as JSON, its size as uint64               what happened to every recording of the shard
 """
 
-import functools
 import json
 import os
 from collections.abc import Iterable
@@ -21,10 +20,12 @@ from lhotse.cut import Cut
 from lhotse.features.io import FeaturesReader, FeaturesWriter, register_reader, register_writer
 
 from mmspeech import media
+from mmspeech.data.open_shards import forget_open_shards, open_shard
 from mmspeech.errors import BadItem, UserError
 
 SIZE = 96  # pixels of a stored frame, as in the public AV-HuBERT preparation
 STORAGE = "mouth_jpeg"
+REMEDY = "run `mmspeech extract mouth` again"  # where a shard is gone or cut short
 JPEG_QUALITY = 90  # 2 KB a frame, mean error under 2 grey levels; reads at 25,000 frames/s and core
 
 
@@ -125,7 +126,7 @@ class MouthReader(FeaturesReader):
         # lhotse rounds start and duration apart: a span may end, or a very short one begin, one frame too late.
         left = min(left_offset_frames, num_frames - 1)
         right = min(left + wanted, num_frames)
-        shard = _open_shard(self.storage_path)
+        shard = open_shard(self.storage_path, REMEDY)
         table = shard.read(position + 4 * left, 4 * (right - left + 1))
         offsets = np.frombuffer(table, "<u4").astype(np.int64)
         begin = position + 4 * (num_frames + 1) + int(offsets[0])
@@ -169,36 +170,3 @@ class MouthWriter(FeaturesWriter):
     def __exit__(self, *error: object) -> None:
         self._file.close()
         forget_open_shards()
-
-
-class _Shard:
-    """An open file that closes when nobody holds it: a reader may still be at work when the cache lets go of it."""
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = -1
-        self.path = path
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise UserError(f"{path}: the mouth tracks are gone; run `mmspeech extract mouth` again") from None
-
-    def read(self, position: int, size: int) -> bytes:
-        # pread has no file position: threads and forked workers may share the descriptor.
-        data = os.pread(self.descriptor, size, position)
-        if len(data) != size:
-            raise BadItem(f"{self.path}: ends before byte {position + size}; run `mmspeech extract mouth` again")
-        return data
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-
-@functools.lru_cache(maxsize=128)
-def _open_shard(path: str) -> _Shard:
-    return _Shard(path)
-
-
-def forget_open_shards() -> None:
-    """Close the shards that this process reads: needed when one of them was written anew."""
-    _open_shard.cache_clear()

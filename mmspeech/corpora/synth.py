@@ -26,7 +26,8 @@ from mmspeech.errors import UserError
 from mmspeech.seeds import numpy_rng
 
 SPLITS = ("pretrain", "trainval", "test")
-SHARES = (0.46, 0.33, 0.21)  # of the speakers: labelled ones must be many, or unknown voices are not understood
+SHARES = (0.5, 0.36, 0.14)  # of the speakers: labelled ones must be many, or unknown voices are not understood
+TIMBRE_SHARES = (0.38, 0.24, 0.22)  # of the timbres, in the same order; the noise has the rest
 NOISE_SPEAKERS = 20  # so that a tenth of them, the usual test share, are still two
 SAMPLES_PER_FRAME = RATE_HZ // synth_lips.FRAMES_PER_S
 
@@ -82,7 +83,7 @@ def prepare(
     pretrain_clips: int = 900,
     trainval_clips: int = 400,
     test_clips: int = 400,
-    speakers: int = 48,
+    speakers: int = 120,
     noise_files: int = 160,
     jobs: int = 2,
 ) -> None:
@@ -101,7 +102,7 @@ def prepare(
     settings = {"seed": seed, "vocabulary": vocabulary, "difficulty": difficulty, "clips": counts}
     stage = files.Stage(out, settings=settings | {"speakers": speakers, "noise_files": noise_files})
     clips = plan_clips(seed, vocabulary, difficulty, counts, speakers)
-    sounds = plan_sounds(seed, speakers, noise_files)
+    sounds = plan_sounds(seed, noise_files)
     if stage.is_current():
         return
     synth_speech.check_installed()
@@ -130,37 +131,36 @@ def plan_clips(seed: int, vocabulary: str, difficulty: float, counts: dict[str, 
         raise UserError(f"vocabulary: expected one of {', '.join(synth_text.VOCABULARIES)}, not `{vocabulary}`")
     if not 0.0 <= difficulty <= 1.0:
         raise UserError(f"difficulty: expected 0 to 1, not {difficulty}")
-    most = len(synth_speech.TIMBRES) - NOISE_SPEAKERS
-    if not 3 <= speakers <= most:
-        raise UserError(f"speakers: expected 3 to {most}, not {speakers}; every split needs its own")
+    if speakers < len(SPLITS):
+        raise UserError(f"speakers: expected at least {len(SPLITS)}, not {speakers}; every split needs its own")
     timbres = _timbres(seed)
     rest = speakers - len(SPLITS)
     sizes = [1 + round(share * rest) for share in SHARES[:2]]
     sizes.append(speakers - sum(sizes))
     clips, first = [], 0
     for split, size in zip(SPLITS, sizes, strict=True):
-        own = range(first, first + size)
+        own, theirs = range(first, first + size), timbres[split]
         first += size
         for i, number in enumerate(own):
             # As even as can be: the first speakers have one clip more.
             for k in range(i, counts[split], size):
                 clips.append(
                     Clip(
-                        split=split, speaker=f"s{number:02d}", timbre=timbres[number], name=f"{k:05d}",
+                        split=split, speaker=f"s{number:03d}", timbre=theirs[i % len(theirs)], name=f"{k:05d}",
                         vocabulary=vocabulary, difficulty=difficulty, seed=seed,
                     )
                 )  # fmt: skip
     return clips
 
 
-def plan_sounds(seed: int, speakers: int, noise_files: int) -> list[Sound]:
+def plan_sounds(seed: int, noise_files: int) -> list[Sound]:
     """All files of the noise corpus; a folder of speech holds one speaker."""
-    timbres = _timbres(seed)[speakers : speakers + NOISE_SPEAKERS]
+    timbres = _timbres(seed)["noise"]
     sounds = []
     for k in range(noise_files):
         speaker = f"n{k % NOISE_SPEAKERS:02d}"
         path = f"speech/{speaker}/speech-{speaker}-{k // NOISE_SPEAKERS:04d}.wav"
-        timbre = timbres[k % NOISE_SPEAKERS] if timbres else ""
+        timbre = timbres[k % NOISE_SPEAKERS % len(timbres)]
         sounds.append(Sound(kind="speech", path=path, speaker=speaker, timbre=timbre, seed=seed))
     for kind in ("music", "noise"):
         for k in range((noise_files + 7) // 8):
@@ -288,10 +288,13 @@ def _painter(look: synth_face.Look) -> synth_paint.Painter:
     return synth_paint.Painter(look)
 
 
-def _timbres(seed: int) -> list[str]:
-    """All timbres in a random order with the high ones spread evenly: every split, a stretch of it, has its share."""
+def _timbres(seed: int) -> dict[str, list[str]]:
+    """The timbres of each split and of the noise: none in two of them, the high ones spread evenly."""
     order = [str(timbre) for timbre in numpy_rng(seed, "synth timbres").permutation(synth_speech.TIMBRES)]
     high = [timbre for timbre in order if timbre in synth_speech.HIGH_TIMBRES]
     low = [timbre for timbre in order if timbre not in synth_speech.HIGH_TIMBRES]
     places = {((i + 0.5) / len(group), timbre) for group in (high, low) for i, timbre in enumerate(group)}
-    return [timbre for _, timbre in sorted(places)]
+    spread = [timbre for _, timbre in sorted(places)]
+    edges = [round(share * len(spread)) for share in np.cumsum((0.0, *TIMBRE_SHARES, 1.0 - sum(TIMBRE_SHARES)))]
+    parts = zip((*SPLITS, "noise"), edges[:-1], edges[1:], strict=True)
+    return {name: spread[first:last] for name, first, last in parts}

@@ -20,16 +20,17 @@ SHORTEST_S = 0.001  # of a phone; label files have less precision than that
 
 ACCENTS = ("en", "en-US", "en-GB-x-rp", "en-US-nyc")  # more would need more speakers than minutes allow
 
-# espeak-ng's voice variants that sound like a person: no whispers, robots or croaks.
+# espeak-ng's voice variants that sound like a person: no whispers, robots or croaks, and none whose cepstra of the same
+# phones lie far from those of all others.
 _TIMBRES = """
-m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 Alex Alicia Andrea Andy Annie Denis Diogo Gene Henrique Hugo Lee Mario Michael
-Mike Nguyen Reed adam anika announcer antonio aunty belinda benjamin boris caleb david ed edward edward2 grandma grandpa
-gustave ian iven3 john kaukovalta klatt3 klatt4 linda marcelo max michel miguel mike2 norbert pablo paul pedro quincy
-rob robert sandro shelby steph travis victor zac
+m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 Alex Andrea Annie Denis Diogo Gene Henrique Hugo Mario Michael Mike Nguyen Reed
+adam anika announcer antonio aunty belinda benjamin boris caleb david ed edward edward2 grandma grandpa gustave iven3
+john klatt3 klatt4 linda marcelo max michel miguel mike2 pablo paul pedro quincy rob robert sandro victor
 """
 TIMBRES = tuple(_TIMBRES.split())
-_HIGH_TIMBRES = "f1 f2 f3 f4 f5 Alicia Andrea Annie anika aunty belinda grandma linda shelby steph"
+_HIGH_TIMBRES = "f1 f2 f3 f4 f5 Andrea Annie anika aunty belinda grandma linda"
 HIGH_TIMBRES = frozenset(_HIGH_TIMBRES.split())  # women's; espeak-ng has few of them
+TRACTS = (0.92, 1.08)  # lengths of vocal tracts, relative to the timbre's own
 
 # espeak-ng's phone names, without stress marks -> ARPABET.
 PHONES = {
@@ -63,6 +64,7 @@ class Voice(NamedTuple):
 
     accent: str
     timbre: str
+    tract: float  # length of the vocal tract, relative to the timbre's own: formants and pitch lie lower in longer ones
     words_per_minute: int
     pitch: int  # 0-100, espeak-ng's scale; 50 is the timbre's own
     pitch_range: int
@@ -77,10 +79,11 @@ class Speech(NamedTuple):
 
 
 def draw_voice(timbre: str, rng: np.random.Generator) -> Voice:
-    """A speaker's accent, rate and pitch; the timbre is given, so that no two speakers share one."""
+    """A speaker's accent, vocal tract, rate and pitch; the timbre is given, so that no two splits share one."""
     return Voice(
         accent=str(rng.choice(ACCENTS)),
         timbre=timbre,
+        tract=round(float(rng.uniform(*TRACTS)), 3),
         words_per_minute=int(rng.integers(140, 201)),
         pitch=int(rng.integers(30, 71)),
         pitch_range=int(rng.integers(30, 71)),
@@ -140,7 +143,11 @@ def _synthesize(text: str, voice: Voice) -> tuple[NDArray[np.float32], list[tupl
     if espeak.library.espeak_SetVoiceByName(name.encode()) != 0:
         raise BadItem(f"espeak-ng has no voice {name}; clip left out")
     # Setting the voice resets these, so they come after it.
-    for parameter, value in ((1, voice.words_per_minute), (3, voice.pitch), (4, voice.pitch_range)):
+    for parameter, value in (
+        (1, round(voice.words_per_minute * voice.tract)),
+        (3, voice.pitch),
+        (4, voice.pitch_range),
+    ):
         espeak.library.espeak_SetParameter(parameter, value, 0)
     espeak.samples.clear()
     espeak.events.clear()
@@ -152,7 +159,10 @@ def _synthesize(text: str, voice: Voice) -> tuple[NDArray[np.float32], list[tupl
     if status != 0:
         raise BadItem(f"espeak-ng could not speak `{text}` (status {status}); clip left out")
     pcm = np.frombuffer(b"".join(espeak.samples), np.int16).astype(np.float32) / 32768
-    up, down = RATE_HZ // 50, espeak.rate_hz // 50  # 320 / 441
+    # Played slower, a voice is that of a longer tract; it was spoken as much faster.
+    rate_hz = espeak.rate_hz / voice.tract
+    up, down = RATE_HZ // 50, round(rate_hz / 50)  # about 320 / 441
+    rate_hz = down * 50
     events = []
     word_start = None
     for kind, position, sample, phone in espeak.events:
@@ -160,10 +170,8 @@ def _synthesize(text: str, voice: Voice) -> tuple[NDArray[np.float32], list[tupl
             word_start = sample
         elif kind == PHONEME:
             # The closure of a word's first stop lies between the word's event and the phone's: it is the phone's own.
-            closed = word_start is not None and sample - word_start < 0.1 * espeak.rate_hz
-            events.append(
-                ((word_start if closed else sample) / espeak.rate_hz, phone.decode().lstrip("',%="), position)
-            )
+            closed = word_start is not None and sample - word_start < 0.1 * rate_hz
+            events.append(((word_start if closed else sample) / rate_hz, phone.decode().lstrip("',%="), position))
             word_start = None
     return resample_poly(pcm, up, down).astype(np.float32), events
 

@@ -19,6 +19,7 @@ class Plan:
     pretrain: list[str]  # one YAML per iteration
     units: list[str]  # per iteration, what is clustered: mfcc, or the number of a layer of the iteration before
     clusters: list[int]  # per iteration, size of the codebook
+    cluster: str = "--share 0.1"  # options of `mmspeech cluster fit`; AV-HuBERT learns from a tenth of the utterances
     finetune: list[str]  # one YAML per recognizer
     modality: str = "av,a,v"  # streams that every recognizer is tested with
     noise: str = "clean,babble:0"  # and noises

@@ -23,6 +23,7 @@ def fit(
     clusters: Annotated[int, typer.Option(min=2, help="Size of the codebook.")] = 100,
     seed: Annotated[int, typer.Option(help="Fixes the sample of frames and the first centres.")] = 0,
     share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the utterances to learn from.")] = 1.0,
+    starts: Annotated[int, typer.Option(min=1, help="Choices of first centres; the best is kept.")] = 20,
 ) -> None:
     """Learn a codebook of hidden units from a stream of frames, in constant memory.
 
@@ -34,11 +35,15 @@ def fit(
     from mmspeech.data import units
     from mmspeech.pretraining import kmeans
 
-    stage = files.Stage(codebook, inputs=cuts, settings={"clusters": clusters, "seed": seed, "share": share})
+    stage = files.Stage(
+        codebook, inputs=cuts, settings={"clusters": clusters, "seed": seed, "share": share, "starts": starts}
+    )
     if stage.is_current():
         return
     with stage.writing() as folder:
-        found = kmeans.fit(lambda: units.stream_frames(cuts, share=share, seed=seed), clusters, seed=seed)
+        found = kmeans.fit(
+            lambda: units.stream_frames(cuts, share=share, seed=seed), clusters, seed=seed, starts=starts
+        )
         found.save(folder)
     say(f"{codebook}: {clusters} clusters from {found.facts['frames']} frames")
 

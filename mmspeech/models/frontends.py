@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmspeech.blocks.resnet import LipResNet
+from mmspeech.blocks.resnet import Activation, LipResNet
 from mmspeech.errors import UserError
 
 LIP_MEAN, LIP_STD = 0.421, 0.165  # of grey mouth regions in [0, 1], as the published models expect
@@ -39,10 +39,11 @@ class LipFrontend(nn.Module):
         stem: int = 64,
         widths: Sequence[int] = (64, 128, 256, 512),
         blocks: int = 2,
+        activation: Activation = "prelu",
     ) -> None:
         super().__init__()
         self.item_shape = (crop, crop)
-        self.resnet = LipResNet(stem, widths, blocks)
+        self.resnet = LipResNet(stem, widths, blocks, activation)
         self.project = nn.Linear(self.resnet.dim, dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Hidden units: mini-batch k-means over a stream of frames, in bounded memory (HuBERT Sec. III-B).
 
-    stream -> a uniform sample of at most `sample_frames` -> k-means++ (20 starts) and mini-batches until no improvement
+    stream -> a uniform sample of at most `sample_frames` -> best k-means++ start -> mini-batches until no improvement
     stream longer than the sample? -> passes over all of it, each mini-batch mixed from a window of the stream
 
 What fits in the sample is clustered exactly as in the public AV-HuBERT recipe (scikit-learn's MiniBatchKMeans, batch
-10000, 100 iterations, tolerance 0, no reassignment, 100 batches without improvement).
+10000, 100 iterations, 20 starts, tolerance 0, no reassignment, 100 batches without improvement).
 """
 
 import json
@@ -23,7 +23,7 @@ from mmspeech.errors import UserError
 from mmspeech.files import replacing, write_json
 from mmspeech.seeds import stable_hash
 
-BATCH_FRAMES, MAX_ITERATIONS, STARTS, NO_IMPROVEMENT = 10_000, 100, 20, 100  # as the public learn_kmeans.py
+BATCH_FRAMES, MAX_ITERATIONS, NO_IMPROVEMENT = 10_000, 100, 100  # as the public learn_kmeans.py
 WINDOW_BATCHES = 8  # of the stream that a mini-batch is mixed from: neighbours on disk are of one speaker
 
 
@@ -58,6 +58,7 @@ def fit(
     clusters: int,
     *,
     seed: int = 0,
+    starts: int = 20,
     sample_frames: int = 200_000,
     passes: int = 3,
 ) -> Codebook:
@@ -66,6 +67,7 @@ def fit(
     Args:
         stream: called once per pass; yields float32 arrays (n, C) of any n.
         clusters: size K of the codebook.
+        starts: choices of first centres by k-means++, of which the best is kept; most of the time for small corpora.
         sample_frames: held in memory: 600 MB for 768 values a frame.
         passes: over a stream that is longer than the sample.
 
@@ -79,7 +81,7 @@ def fit(
     model = MiniBatchKMeans(
         clusters,
         init="k-means++",
-        n_init=STARTS,
+        n_init=starts,
         batch_size=BATCH_FRAMES,
         max_iter=MAX_ITERATIONS,
         max_no_improvement=NO_IMPROVEMENT,

@@ -49,7 +49,7 @@ fi
 
 if begin_stage 3 "first units: k-means on MFCC frames"; then
   mmspeech extract features $(files "$exp/mouth" "$speech") "$exp/iter1/features" --feature mfcc
-  mmspeech cluster fit $(files "$exp/iter1/features" "pretrain trainval") "$exp/iter1/codebook" --clusters "$(plan clusters | head -1)"
+  mmspeech cluster fit $(files "$exp/iter1/features" "pretrain trainval") "$exp/iter1/codebook" --clusters "$(plan clusters | head -1)" $(plan cluster)
   mmspeech cluster label $(files "$exp/iter1/features" "$speech") "$exp/iter1/codebook" "$exp/iter1/units" --name km
 fi
 
@@ -67,7 +67,7 @@ last=$(plan pretrain | wc -l)
 if begin_stage 5 "pre-training, further iterations: features of the last one, units, training"; then
   for i in $(seq 2 "$last"); do
     mmspeech extract features $(files "$exp/mouth" "$speech") "$exp/iter$i/features" --encoder "$exp/iter$((i - 1))/encoder" --layer "$(plan units | sed -n "${i}p")"
-    mmspeech cluster fit $(files "$exp/iter$i/features" "pretrain trainval") "$exp/iter$i/codebook" --clusters "$(plan clusters | sed -n "${i}p")"
+    mmspeech cluster fit $(files "$exp/iter$i/features" "pretrain trainval") "$exp/iter$i/codebook" --clusters "$(plan clusters | sed -n "${i}p")" $(plan cluster)
     mmspeech cluster label $(files "$exp/iter$i/features" "$speech") "$exp/iter$i/codebook" "$exp/iter$i/units" --name km
     pretrain "$i" "$(plan pretrain | sed -n "${i}p")"
   done

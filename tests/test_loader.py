@@ -79,10 +79,17 @@ def test_ranks_share_the_batches_of_one(cuts, monkeypatch):
         assert together == [*first, *second]
 
 
-def test_more_ranks_than_batches_is_refused_with_the_way_out(cuts, monkeypatch):
+def test_more_ranks_than_batches_cut_an_update_into_more(cuts, monkeypatch):
+    """Four ranks, two batches of 4 s: now four of 2 s. Fewer ranks go on with those; a run of fewer cannot be theirs."""
+    alone = stream(cuts)
     monkeypatch.setattr(dist, "world_size", lambda: 4)
-    with pytest.raises(UserError, match=r"4 ranks share 8 s .* set it to 2 or less"):
-        stream(cuts)
+    four = stream(cuts)
+    assert (alone.seconds, four.seconds, len(ids(four, 1)[0])) == (4.0, 2.0, 1)
+    with pytest.raises(UserError, match=r"begun with 2 batch\(es\) of 4 s per update, too few for 4 ranks"):
+        four.load_state_dict(alone.state_dict())
+    monkeypatch.setattr(dist, "world_size", lambda: 1)
+    alone.load_state_dict(four.state_dict())
+    assert alone.seconds == 2.0
 
 
 def test_invented_stream_needs_a_line_of_yaml(cuts):

@@ -2,7 +2,7 @@
 
 One lazy bucketing sampler goes through the cuts, the same on every rank; its batches are dealt: update u owns the next
 B of them, rank r loads every W-th of these. B follows from the seconds per update over all ranks and the seconds that
-one pass may hold, never from the number of ranks. Workers only load. The position that is saved is that of the last
+one pass may hold; from the number of ranks only if there would be too few for them. Workers only load. The position that is saved is that of the last
 batch trained, so a resumed run, on any number of ranks, goes on with the very next batch.
 """
 
@@ -179,23 +179,30 @@ class TrainingStream:
     def __init__(self, config: DataConfig, reading: Reading, *, name: str = "main", seed: int = 0) -> None:
         """`name` is the objective that the batches are for."""
         self.config, self.name, self.seed = config, name, seed
-        self.batches_per_update = max(1, math.ceil(config.batch_s / config.max_batch_s - 1e-9))
-        self.seconds = config.batch_s / self.batches_per_update
-        if dist.world_size() > self.batches_per_update:
-            raise UserError(
-                f"data.max_batch_s: {dist.world_size()} ranks share {config.batch_s:g} s per update in "
-                f"{self.batches_per_update} batch(es); set it to {config.batch_s / dist.world_size():g} or less"
-            )
+        self.batches_per_update = max(dist.world_size(), math.ceil(config.batch_s / config.max_batch_s - 1e-9))
         self.dataset = CutDataset(reading)
         self._position = (0, 0)  # (pass over the cuts, batches of it that are trained)
         self._ahead: deque[tuple[int, int]] = deque()  # positions after the groups that were handed out
 
+    @property
+    def seconds(self) -> float:
+        """Of speech in a batch, at most, padding included."""
+        return self.config.batch_s / self.batches_per_update
+
     def state_dict(self) -> dict[str, int]:
-        """The position of the first batch that has not been trained."""
+        """The position of the first batch that has not been trained, and how an update is cut into batches."""
         number, batches = self._position
-        return {"pass": number, "batches": batches}
+        return {"pass": number, "batches": batches, "batches_per_update": self.batches_per_update}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on there. Raises UserError for more ranks than an update had batches: they would be other batches."""
+        stored = int(state["batches_per_update"])
+        if dist.world_size() > stored:
+            raise UserError(
+                f"the run was begun with {stored} batch(es) of {self.config.batch_s / stored:g} s per update, too few "
+                f"for {dist.world_size()} ranks; go on with {stored}, or start anew in another folder"
+            )
+        self.batches_per_update = stored
         self._position = (int(state["pass"]), int(state["batches"]))
 
     def trained(self) -> None:

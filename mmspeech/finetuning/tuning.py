@@ -9,7 +9,7 @@ import torch
 from mmspeech.batch import Batch
 from mmspeech.errors import UserError
 from mmspeech.models.av_encoder import AVEncoder, Encoded
-from mmspeech.models.presence import check_shares, draw_presence
+from mmspeech.models.presence import check_named, check_shares, draw_presence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,7 @@ def tuned(encoder: AVEncoder, tuning: TuningConfig) -> AVEncoder:
 
     Raises UserError if `tuning` names streams or blocks that the encoder does not have.
     """
-    named = {name for subset in tuning.modality_dropout for name in subset.split("+")}
-    if unknown := sorted(named - set(encoder.modalities)):
-        raise UserError(
-            f"modality_dropout: stream `{unknown[0]}`, but the encoder knows {', '.join(encoder.modalities)}; mend it"
-        )
+    check_named(tuning.modality_dropout, encoder.modalities, "modality_dropout")
     fields = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop")
     changes = {name: getattr(tuning, name) for name in (*fields, "frontend_grad_scale")}
     config = dataclasses.replace(encoder.config, **changes)

@@ -180,6 +180,12 @@ class AVEncoder(nn.Module):
                 0, torch.zeros(1, dtype=torch.int64, device=device), nn.functional.pad(dummy, (0, 0, 0, size[1] - 1))
             )
         x = streams[name]
+        if tuple(x.shape[2:]) != tuple(frontend.item_shape):
+            wanted, got = ("x".join(map(str, shape)) for shape in (frontend.item_shape, x.shape[2:]))
+            raise UserError(
+                f"stream `{name}`: frames of {got}, but the encoder takes {wanted}; "
+                f"make data.streams.{name} and model.streams.{name} agree"
+            )
         everyone = rows.numel() == size[0]
         rows_on_device = rows.to(device, non_blocking=True)
         y = frontend(x if everyone else x.index_select(0, rows_on_device), lengths[name][rows])  # (n, T, D)

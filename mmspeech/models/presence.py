@@ -1,7 +1,7 @@
 """Modality dropout: which streams of which item are kept, drawn on the host."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -17,6 +17,13 @@ def check_shares(shares: Mapping[str, float], key: str) -> None:
     total = sum(shares.values())
     if shares and (not math.isclose(total, 1.0, abs_tol=1e-6) or min(shares.values()) < 0):
         raise UserError(f"{key}: the shares must be positive and add up to 1, not {total:g}; change one")
+
+
+def check_named(shares: Mapping[str, float], modalities: Collection[str], key: str) -> None:
+    """Raise UserError if the table names a stream that the encoder does not have: it would never be dropped."""
+    named = {name for subset in shares for name in subset.split("+")}
+    if unknown := sorted(named - set(modalities)):
+        raise UserError(f"{key}: stream `{unknown[0]}`, but the encoder knows {', '.join(modalities)}; mend it")
 
 
 def draw_presence(batch: Batch, shares: Mapping[str, float], seed: int, update: int | None = None) -> dict[str, Tensor]:

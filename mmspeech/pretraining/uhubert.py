@@ -20,7 +20,7 @@ from mmspeech.batch import Batch, Loss, valid_frames
 from mmspeech.blocks.masking import draw_spans, replacement_frames
 from mmspeech.errors import UserError
 from mmspeech.models.av_encoder import AVEncoder
-from mmspeech.models.presence import check_shares, draw_presence
+from mmspeech.models.presence import check_named, check_shares, draw_presence
 from mmspeech.pretraining.losses import masked_unit_loss
 
 
@@ -74,6 +74,7 @@ class UHubert(nn.Module):
         super().__init__()
         self.encoder, self.config, self.seed = encoder, config, seed
         self.leaves_unused = encoder.config.layer_drop > 0  # parameters without a gradient in some steps
+        check_named(config.modality_dropout, encoder.modalities, "objective.modality_dropout")
         if config.masking == "input" and (bare := set(encoder.modalities) - config.input_masks.keys()):
             raise UserError(f"objective.input_masks: none for stream {', '.join(sorted(bare))}; add a mask for it")
         by_input = config.masking == "input"

@@ -80,7 +80,7 @@ def test_ranks_share_the_batches_of_one(cuts, monkeypatch):
 
 
 def test_more_ranks_than_batches_cut_an_update_into_more(cuts, monkeypatch):
-    """Four ranks, two batches of 4 s: now four of 2 s. Fewer ranks go on with those; a run of fewer cannot be theirs."""
+    """Four ranks, two batches of 4 s: now four of 2 s. Fewer ranks go on with those; not the other way round."""
     alone = stream(cuts)
     monkeypatch.setattr(dist, "world_size", lambda: 4)
     four = stream(cuts)

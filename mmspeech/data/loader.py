@@ -2,8 +2,9 @@
 
 One lazy bucketing sampler goes through the cuts, the same on every rank; its batches are dealt: update u owns the next
 B of them, rank r loads every W-th of these. B follows from the seconds per update over all ranks and the seconds that
-one pass may hold; from the number of ranks only if there would be too few for them. Workers only load. The position that is saved is that of the last
-batch trained, so a resumed run, on any number of ranks, goes on with the very next batch.
+one pass may hold; from the number of ranks only if there would be too few for them. Workers only load. The position
+that is saved is that of the last batch trained, so a resumed run, on any number of ranks, goes on with the very next
+batch.
 """
 
 import heapq

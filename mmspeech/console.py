@@ -24,6 +24,11 @@ def say(line: str) -> None:
         console.print(line, markup=False)
 
 
+def say_here(line: str) -> None:
+    """One line from whichever rank it concerns; those but the first are named in it."""
+    console.print(line if is_first_process() else f"rank {os.environ['RANK']}: {line}", markup=False)
+
+
 def bar(*extra_columns: TextColumn) -> Progress:
     """A progress bar with count, elapsed and remaining time; silent where nobody looks (no terminal, other ranks)."""
     return Progress(

@@ -21,7 +21,7 @@ from mmspeech.finetuning import recognizer
 from mmspeech.finetuning.ctc import CTC, CTCConfig
 from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
 from mmspeech.models.av_encoder import AVEncoder, load_encoder
-from mmspeech.training import trainer
+from mmspeech.training import checkpoint, origin, trainer
 from mmspeech.training.trainer import TrainingConfig
 
 
@@ -83,6 +83,8 @@ def run(
     if task not in RUNS:
         raise UserError(f"{conf}: `task` is {task!r}; expected one of {', '.join(RUNS)}")
     run_class, objective_class = RUNS[task]
+    if "streams" in tree.get("data", {}):
+        raise UserError(f"{conf}: `data.streams` is read as in pre-training; choose among them with `streams: [audio]`")
     config = configs.build(tree, run_class, conf)
     if config.encoder is None:
         raise UserError(f"{conf}: `encoder` names no pre-trained encoder; give --encoder EXP/encoder")
@@ -91,6 +93,7 @@ def run(
     if stage.is_current():
         return
     device = dist.start()
+    origin.check(exp, stage)
     start = load_encoder(config.encoder)
     torch.manual_seed(config.seed)
     if not config.pretrained:
@@ -115,8 +118,9 @@ def run(
         validation = EachSubset(validation_batches(everything, watching), subsets)
     say(f"{exp}: {tokenizer.size} {tokenizer.kind}, {stream.seconds:.0f} s x {stream.batches_per_update} per update")
     trainer.run(objective, stream, config.training, exp, validation=validation, device=device)
+    weights = checkpoint.whole_weights(objective)
     if dist.is_first():
-        recognizer.save(objective, tokenizer, exp / "model")
+        recognizer.save(objective, tokenizer, exp / "model", weights)
         stage.record()
         say(f"{exp / 'model'}: written")
 

@@ -14,7 +14,7 @@ from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, valid
 from mmspeech.errors import UserError
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_weights, save_encoder
 from mmspeech.pretraining.uhubert import UHubert, UHubertConfig
-from mmspeech.training import trainer
+from mmspeech.training import checkpoint, origin, trainer
 from mmspeech.training.trainer import TrainingConfig
 
 
@@ -35,7 +35,7 @@ RUNS = {"uhubert": (UHubertRun, AVEncoder, UHubert)}
 
 
 def run(
-    conf: Annotated[Path, typer.Argument(help="YAML of the run, e.g. recipes/lrs3/conf/uhubert/synth.yaml.")],
+    conf: Annotated[Path, typer.Argument(help="YAML of the run, e.g. .../conf/uhubert/pretrain/synth-2.yaml.")],
     exp: Annotated[Path, typer.Argument(help="Folder of the experiment; a run that stopped there goes on.")],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: --set training.updates=100. Repeatable.")
@@ -47,7 +47,7 @@ def run(
     EXP/metrics.jsonl. Started again after a stop, even kill -9, it goes on with the very next batch; with its output
     current it does nothing. On several GPUs: `torchrun --nproc-per-node 8 -m mmspeech pretrain CONF EXP`.
 
-    Example: mmspeech pretrain recipes/lrs3/conf/uhubert/synth-iter1.yaml exp/iter1 --set data.units=mfcc
+    Example: mmspeech pretrain recipes/lrs3/conf/uhubert/pretrain/synth-1.yaml exp/iter1 --set data.units=km
     """
     tree = configs.read(conf, overrides or [])
     system = tree.get("system")
@@ -66,6 +66,7 @@ def run(
     if stage.is_current():
         return
     device = dist.start()
+    origin.check(exp, stage)
     torch.manual_seed(config.seed)
     encoder = model_class(config.model, inputs=config.data.streams)
     if config.init:
@@ -78,7 +79,8 @@ def run(
     size = sum(parameter.numel() for parameter in objective.parameters())
     say(f"{exp}: {size / 1e6:.1f} M parameters, {stream.seconds:.0f} s x {stream.batches_per_update} per update")
     trainer.run(objective, stream, config.training, exp, validation=validation, device=device)
+    weights = checkpoint.whole_weights(encoder)
     if dist.is_first():
         with stage.writing() as folder:
-            save_encoder(encoder, folder)
+            save_encoder(encoder, folder, weights)
         say(f"{exp / 'encoder'}: written")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from lhotse.audio import DurationMismatchError
 from lhotse.audio.utils import AudioLoadingError
 from lhotse.cut import Cut
 from torch import Tensor
@@ -54,7 +55,7 @@ def read_audio(cut: Cut) -> np.ndarray:
         raise BadItem(f"{cut.id}: expected {RATE_HZ} Hz mono, found {found}; `mmspeech prepare` resamples")
     try:
         wave = cut.load_audio()[0]
-    except (AudioLoadingError, OSError) as error:
+    except (AudioLoadingError, DurationMismatchError, OSError) as error:
         source = cut.recording.sources[0].source
         reason = " ".join(str(error).split())[:200]
         raise BadItem(f"{cut.id}: {source} cannot be read ({reason}); prepare the corpus again") from error

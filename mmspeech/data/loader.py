@@ -29,10 +29,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmspeech import dist
 from mmspeech.batch import Batch
-from mmspeech.console import say
+from mmspeech.console import say, say_here
 from mmspeech.data import cutfiles
 from mmspeech.data.noise import NoiseConfig, NoisePool
-from mmspeech.data.reading import FRAMES_PER_S, Reading, check_streams, collate, read_item, repeat_item
+from mmspeech.data.reading import FRAMES_PER_S, Reading, check_streams, collate, has_stream, read_item, repeat_item
 from mmspeech.errors import BadItem, UserError
 
 MAX_BAD = 100  # cuts that are tried until one can be read
@@ -61,6 +61,11 @@ class DataConfig:
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(probability=0.0))  # in training
 
     def __post_init__(self) -> None:
+        for name, least in (("buckets", 1), ("shuffle_cuts", 1), ("max_items", 1), ("workers", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"{name}: {value}; expected {least} or more")
+        if self.max_batch_s <= 0:
+            raise UserError(f"max_batch_s: {self.max_batch_s}; expected seconds above 0")
         if self.max_batch_s > self.batch_s:
             raise UserError(f"max_batch_s: {self.max_batch_s} is more than batch_s {self.batch_s}; lower it")
 
@@ -73,6 +78,8 @@ def make_reading(
     Raises UserError for a reader nobody knows.
     """
     check_streams(config.streams)
+    if config.trim_s and train and encode_text:
+        raise UserError("data.trim_s: trims sound and lips, but no transcripts; leave it out, or set data.max_s")
     noise = NoisePool(config.noise, seed=seed) if config.noise.probability > 0 and train else None
     return Reading(
         streams=config.streams,
@@ -91,6 +98,10 @@ class Loaded:
 
     batch: Batch | None
     bad: list[str]  # one line per cut that was set aside
+
+    def pin_memory(self) -> "Loaded":
+        """Called by torch's loader when it pins."""
+        return Loaded(self.batch.pin_memory(), self.bad) if self.batch else self
 
 
 class CutDataset(Dataset):
@@ -184,6 +195,7 @@ class TrainingStream:
         self.dataset = CutDataset(reading)
         self._position = (0, 0)  # (pass over the cuts, batches of it that are trained)
         self._ahead: deque[tuple[int, int]] = deque()  # positions after the groups that were handed out
+        self._told: set[str] = set()  # cuts that were set aside in a pass before need no second line
 
     @property
     def seconds(self) -> float:
@@ -196,15 +208,22 @@ class TrainingStream:
         return {"pass": number, "batches": batches, "batches_per_update": self.batches_per_update}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on there. Raises UserError for more ranks than an update had batches: they would be other batches."""
-        stored = int(state["batches_per_update"])
-        if dist.world_size() > stored:
-            raise UserError(
-                f"the run was begun with {stored} batch(es) of {self.config.batch_s / stored:g} s per update, too few "
-                f"for {dist.world_size()} ranks; go on with {stored}, or start anew in another folder"
-            )
-        self.batches_per_update = stored
-        self._position = (int(state["pass"]), int(state["batches"]))
+        """Go on there, with batches cut as they were.
+
+        If they must be smaller now (more ranks than an update had batches, or a lower `max_batch_s`), they are other
+        batches: the next pass over the cuts begins, and what was left of this one is not seen in it.
+        """
+        number, batches, stored = (int(state[key]) for key in ("pass", "batches", "batches_per_update"))
+        if stored < self.batches_per_update:
+            if batches:
+                say(
+                    f"batches of {self.seconds:g} s, of {self.config.batch_s / stored:g} s before: the pass over the "
+                    "cuts cannot go on where it was, the next one begins"
+                )
+            self._position = (number + 1 if batches else number, 0)
+        else:
+            self.batches_per_update = stored
+            self._position = (number, batches)
 
     def trained(self) -> None:
         """The oldest group handed out is done: a checkpoint written now goes on behind it."""
@@ -218,7 +237,7 @@ class TrainingStream:
         bad_updates = 0
         while True:
             group = [next(loaded) for _ in range(mine)]
-            batches = [batch for batch in map(check_loaded, group) if batch is not None]
+            batches = [batch for batch in (check_loaded(one, self._told) for one in group) if batch is not None]
             bad_updates = 0 if batches else bad_updates + 1
             if bad_updates == MAX_BAD_UPDATES:
                 names = ", ".join(map(str, self.config.cuts))
@@ -229,16 +248,22 @@ class TrainingStream:
             yield [(self.name, batch) for batch in batches]
 
     def longest(self) -> tuple[str, Batch]:
-        """The biggest batch that may come: as many copies of the longest cut as fit. Memory runs out here or never."""
+        """The biggest batch that may come: as many copies as fit of the longest cut among those with most streams.
+
+        Looked for among the first `shuffle_cuts` cuts: reading the names of a million takes minutes.
+        """
         cuts = itertools.islice(training_cuts(self.config), self.config.shuffle_cuts)
-        batch = self._first_usable(heapq.nlargest(MAX_BAD, cuts, key=lambda cut: cut.duration))
+        streams = self.config.streams.values()
+        batch = self._first_usable(
+            heapq.nlargest(MAX_BAD, cuts, key=lambda cut: (sum(has_stream(cut, s) for s in streams), cut.duration))
+        )
         frames = max(int(lengths.max()) for lengths in batch.lengths.values())
         return self.name, repeat_item(batch, max(1, int(self.seconds * FRAMES_PER_S / frames)))
 
     def _first_usable(self, cuts: Iterable[Cut]) -> Batch:
         """The first of the cuts that can be read, alone. Raises UserError if too many cannot."""
         for cut in itertools.islice(cuts, MAX_BAD):
-            batch = check_loaded(self.dataset[0, CutSet.from_cuts([cut])])
+            batch = check_loaded(self.dataset[0, CutSet.from_cuts([cut])], self._told)
             if batch is not None:
                 return batch
         names = ", ".join(map(str, self.config.cuts))
@@ -274,13 +299,16 @@ class Validation:
     config: DataConfig
     dataset: CutDataset
     name: str
+    bad: list[str] = field(default_factory=list)  # reasons of the cuts that were set aside, of this rank, each once
 
     def __iter__(self) -> Iterator[tuple[str, Batch]]:
         sampler = make_sampler(self.config.valid_cuts, self.config, seconds=self.config.max_batch_s, train=False)
         mine = (cuts for i, cuts in enumerate(sampler) if i % dist.world_size() == dist.rank())
         for loaded in make_loader(self.dataset, ((0, cuts) for cuts in mine), min(self.config.workers, 1)):
-            if (batch := check_loaded(loaded)) is not None:
+            told = set(self.bad)
+            if (batch := check_loaded(loaded, told)) is not None:
                 yield self.name, batch
+            self.bad = sorted(told)
 
 
 def make_loader(dataset: CutDataset, plan: Iterator[tuple[int, CutSet]], workers: int) -> DataLoader:
@@ -322,10 +350,15 @@ class _Once:
         return self.plan
 
 
-def check_loaded(loaded: Loaded | UserError) -> Batch | None:
-    """The batch that a worker read, None if all its cuts were set aside; says which were. Raises its UserError."""
+def check_loaded(loaded: Loaded | UserError, told: set[str]) -> Batch | None:
+    """The batch that a worker read, None if all its cuts were set aside; says which were, and adds them to `told`.
+
+    Raises its UserError.
+    """
     if isinstance(loaded, UserError):
         raise loaded
     for reason in loaded.bad:
-        say(f"set aside: {reason}")
+        if reason not in told:
+            say_here(f"set aside: {reason}")
+            told.add(reason)
     return loaded.batch

@@ -4,6 +4,7 @@ How a stream is read stands in YAML: `{audio: {reader: logmel}, video: {reader: 
 modality whose vectors lie in a field of the cut needs no code: `emg: {reader: array, field: emg}`.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Item:
     text: str
 
 
-def read_logmel(cut: Cut, frames: int | None, rng: np.random.Generator, noisy: Callable, **settings: Any) -> Any:
+def read_logmel(cut: Cut, frames: int | None, rng: np.random.Generator, noisy: Callable, train: bool) -> Any:
     """(T, 104) stacked and normalised log-mel frames of the cut's sound, after noise; None without sound."""
     if not cut.has_recording:
         return None
@@ -57,19 +58,29 @@ def read_logmel(cut: Cut, frames: int | None, rng: np.random.Generator, noisy: C
 
 
 def read_mouth(
-    cut: Cut, frames: int | None, rng: np.random.Generator, noisy: Callable, train: bool, **settings: Any
+    cut: Cut,
+    frames: int | None,
+    rng: np.random.Generator,
+    noisy: Callable,
+    train: bool,
+    size: int = video.SIZE,
+    crop: int = 88,
 ) -> Any:
-    """(T, crop, crop) uint8 of the cut's mouth track, cropped and flipped in training; None without a track."""
-    return video.augment(video.read_mouth(cut), rng, train=train, **settings) if cut.has_custom("mouth") else None
+    """(T, crop, crop) uint8 of the cut's mouth track, scaled to size x size before; None without a track."""
+    return video.augment(video.read_mouth(cut), rng, crop, size, train) if cut.has_custom("mouth") else None
 
 
-def read_array(
-    cut: Cut, frames: int | None, rng: np.random.Generator, noisy: Callable, train: bool, field: str, **settings: Any
-) -> Any:
-    """(T, C) float32 from a field of the cut at 25 Hz; None without the field."""
-    return cut.load_custom(field).astype(np.float32) if cut.has_custom(field) else None
+def read_array(cut: Cut, frames: int | None, rng: np.random.Generator, noisy: Callable, train: bool, field: str) -> Any:
+    """(T, C) float32 from a field of the cut at 25 Hz; None without the field. BadItem if a value is not finite."""
+    if not cut.has_custom(field):
+        return None
+    values = cut.load_custom(field).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise BadItem(f"{cut.id}: field `{field}` holds values that are not finite; write it again")
+    return values
 
 
+_GIVEN = ("cut", "frames", "rng", "noisy", "train")  # what every reader is called with; the rest are its settings
 READERS = {"mouth": read_mouth, "array": read_array, "logmel": read_logmel}
 
 
@@ -81,12 +92,18 @@ def has_stream(cut: Cut, settings: Mapping[str, Any]) -> bool:
 
 
 def check_streams(streams: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise UserError for a stream whose reader nobody knows."""
+    """Raise UserError for a stream whose reader nobody knows, or settings that it lacks or does not have."""
     if not streams:
         raise UserError("data.streams: is empty; name at least one stream and its reader")
     for name, settings in streams.items():
         if settings.get("reader") not in READERS:
             raise UserError(f"data.streams.{name}.reader: {settings.get('reader')!r}; expected {', '.join(READERS)}")
+        known = dict(list(inspect.signature(READERS[settings["reader"]]).parameters.items())[len(_GIVEN) :])
+        if unknown := sorted(settings.keys() - {"reader"} - known.keys()):
+            names = ", ".join(known) or "none"
+            raise UserError(f"data.streams.{name}.{unknown[0]}: no setting of `{settings['reader']}`; there is {names}")
+        if missing := [key for key, p in known.items() if p.default is p.empty and key not in settings]:
+            raise UserError(f"data.streams.{name}.{missing[0]}: missing; `{settings['reader']}` needs it")
 
 
 def read_item(cut: Cut, reading: Reading, number: int = 0) -> Item:

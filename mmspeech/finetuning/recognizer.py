@@ -6,12 +6,14 @@ tokenizer.json ...   written by the tokenizer itself
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import torch as safetensors
+from torch import Tensor
 
 from mmspeech import config as configs
 from mmspeech.errors import UserError
@@ -48,15 +50,22 @@ class Recognizer:
         return self.objective.encoder.inputs
 
 
-def save(objective: Seq2Seq | CTC, tokenizer: SavesItself, folder: Path) -> None:
-    """Write a recognizer's folder; what lay there is replaced when all is written."""
+def save(
+    objective: Seq2Seq | CTC, tokenizer: SavesItself, folder: Path, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a recognizer's folder; what lay there is replaced when all is written.
+
+    Args:
+        weights: whole ones, for an objective whose own are sharded (FSDP2).
+    """
     task = next(name for name, (_, kind) in TASKS.items() if type(objective) is kind)
     temporary = folder.with_name(f".new.{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         tokenizer.save(temporary)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in objective.state_dict().items()}
+        own = objective.state_dict() if weights is None else weights
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
         with replacing(temporary / "model.safetensors") as path:
             path.write_bytes(safetensors.save(weights))
         tree = {

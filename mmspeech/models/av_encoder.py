@@ -205,10 +205,15 @@ class AVEncoder(nn.Module):
             frontend.train(was_training)
 
 
-def save_encoder(encoder: AVEncoder, folder: Path) -> None:
-    """Write encoder.safetensors and config.yaml: the model's config and how its inputs are read."""
+def save_encoder(encoder: AVEncoder, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write encoder.safetensors and config.yaml: the model's config and how its inputs are read.
+
+    Args:
+        weights: whole ones, for an encoder whose own are sharded (FSDP2).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    own = encoder.state_dict() if weights is None else weights
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
     with replacing(folder / "encoder.safetensors") as temporary:
         temporary.write_bytes(save(weights))
     configs.dump({"model": encoder.config, "inputs": encoder.inputs}, folder / "config.yaml")
@@ -235,6 +240,8 @@ def load_weights(module: nn.Module, file: Path) -> None:
     """
     try:
         weights = load_file(file)
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; give the `encoder` folder of a pre-training run") from None
     except SafetensorError as error:
         raise UserError(f"{file}: not a complete file of weights ({error}); copy or train it again") from None
     own = module.state_dict()

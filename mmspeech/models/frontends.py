@@ -76,13 +76,16 @@ FRONTENDS = {"linear": LinearFrontend, "lips": LipFrontend}
 def build_frontend(stream: str, dim: int, options: Mapping[str, object]) -> nn.Module:
     """The front-end that `options` describe: `{frontend: lips, crop: 88, ...}`.
 
-    Raises UserError for an unknown front-end or option.
+    Raises UserError for an unknown front-end, or an option that it lacks or does not have.
     """
     given = dict(options)
     name = given.pop("frontend", None)
     if name not in FRONTENDS:
         raise UserError(f"model.streams.{stream}.frontend is {name!r}; expected one of {', '.join(FRONTENDS)}")
-    known = set(inspect.signature(FRONTENDS[name]).parameters) - {"dim"}
+    parameters = dict(inspect.signature(FRONTENDS[name]).parameters)
+    known = parameters.keys() - {"dim"}
+    if missing := [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in given]:
+        raise UserError(f"model.streams.{stream}.{missing[0]}: missing; `{name}` needs it")
     for key in given:
         if key not in known:
             raise UserError(

@@ -55,7 +55,7 @@ def save(
     content = {
         "version": VERSION,
         "update": update,
-        "model": _model_state(model),
+        "model": whole_weights(model),
         "optimizer": _optimizer_state(model, optimizer),
         "random": dist.gather_on_host(random_states.get()),
         **more,
@@ -164,7 +164,7 @@ def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
         temporary.write_bytes(safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()}))
 
 
-def _model_state(model: nn.Module) -> dict[str, Tensor]:
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """Names -> whole tensors on the host of the first rank; the others take part and keep nothing."""
     whole = ((name, parallel.full(tensor.detach())) for name, tensor in model.state_dict().items())
     return {name: tensor.cpu() for name, tensor in whole if dist.is_first()}

@@ -28,11 +28,12 @@ def rehearse(
     precision: Literal["fp32", "bf16"],
     too_big: str,
 ) -> str:
-    """Forward and backward on one batch, which leaves no trace; returns a line with the peak of memory.
+    """Forward and backward on one batch, with all its streams, which leaves no trace; returns a line with the peak.
 
     Every rank calls it; ranks need not have batches of the same size.
 
     Args:
+        update: one in which all is trained that ever is: frozen parts take less.
         model: without DDP around it, so that nothing is exchanged (FSDP2 exchanges: every rank takes part).
         too_big: advice for the error, what to lower.
 
@@ -44,9 +45,12 @@ def rehearse(
     try:
         with _untouched(model):
             # Adam's two moments come with the first step: their room must be free too.
-            parameters = [] if optimizer.state else [p for group in optimizer.param_groups for p in group["params"]]
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state]
             moments = [torch.empty_like(parallel.local(p)) for p in parameters for _ in range(2)]
-            drawn = model.named(name).draw(batch, update).to(device)
+            parallel.agree_on_host_draws(model, "rehearsal")
+            drawn = model.named(name).draw(batch, update)
+            drawn.present = {stream: lengths > 0 for stream, lengths in drawn.lengths.items()}  # dropout takes none
+            drawn = drawn.to(device)
             with parallel.autocast(device, precision):
                 loss = model(name, drawn, update)
             sum(total for total, _ in loss.parts.values()).backward()

@@ -106,8 +106,10 @@ class Trainer:
         self.dispatch = parallel.Dispatch(objective)
         several = len(self.dispatch.all()) > 1
         asked = any(getattr(o, name, False) for o in self.dispatch.all() for name in ("leaves_unused", "freezes"))
-        find_unused = several or asked or config.unused_parameters
-        self.model = parallel.wrap(self.dispatch, config.parallel, find_unused=find_unused)
+        self.find_unused = several or asked or config.unused_parameters
+        self.model: nn.Module = self.dispatch
+        if config.parallel == "fsdp2":  # shards the parameters, before the optimizer takes them
+            self._wrap()
         self.optimizer = optimizers.build(
             objective, config.optimizer, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
         )
@@ -147,7 +149,7 @@ class Trainer:
             name,
             batch,
             self.optimizer,
-            update=self.update,
+            update=self.config.updates,
             device=self.device,
             precision=self.config.precision,
             too_big=too_big,
@@ -157,6 +159,8 @@ class Trainer:
     def train(self) -> None:
         """Updates until there have been enough, or SIGTERM."""
         config = self.config
+        if config.parallel == "ddp":  # only now: DDP would remember which parameters the rehearsal had used
+            self._wrap()
         self.report.begin()
         for group in self.groups:
             stop = self._step(group)
@@ -262,6 +266,9 @@ class Trainer:
         """Those whose checkpoint is one of the schedule's, not only the best one or a stopped run's; ascending."""
         every, end = self.config.checkpoint_every, self.config.updates
         return sorted(update for update in updates if update % every == 0 or update == end)
+
+    def _wrap(self) -> None:
+        self.model = parallel.wrap(self.dispatch, self.config.parallel, find_unused=self.find_unused)
 
     def _freeze(self) -> None:
         for objective in self.dispatch.all():

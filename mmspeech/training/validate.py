@@ -1,5 +1,6 @@
 """Validation: every part of the loss and every figure as one mean over all batches of all ranks."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class Best:
             raise UserError(f"select: no validation figure `{self.select}`; there are {', '.join(figures)}")
         value = figures[self.select]
         is_loss = self.select == "loss" or self.select.startswith("loss/")
+        if not math.isfinite(value):  # a first one would never be beaten
+            return False
         small = self.mode == "min" if self.mode else is_loss
         if self.value is not None and not (value < self.value if small else value > self.value):
             return False

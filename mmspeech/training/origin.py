@@ -1,0 +1,56 @@
+"""Whether a run that stopped in a folder is the one that is asked for now."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmspeech import dist
+from mmspeech.errors import UserError
+from mmspeech.files import Stage, write_json
+from mmspeech.training import checkpoint
+
+# What may differ: how long, how fast, how often it is looked at. All else makes another run.
+MAY_CHANGE = {
+    "data.max_batch_s", "data.workers", "training.updates", "training.validate_every", "training.checkpoint_every",
+    "training.log_every", "training.keep_last", "training.average_last", "training.use", "training.max_nonfinite",
+    "training.parallel", "training.unused_parameters",
+}  # fmt: skip
+
+
+def check(folder: Path, stage: Stage) -> None:
+    """Note in FOLDER/begun.json what the run is made from; every rank calls.
+
+    Raises UserError if checkpoints of other inputs or settings lie there: trained on with these, they would pass for
+    the result of what is asked for now.
+    """
+    note = folder / "begun.json"
+    asked = {"inputs": sorted(stage.inputs.values()), "settings": stage.settings}
+    if checkpoint.kept(folder / "checkpoints") and note.exists():
+        begun = json.loads(note.read_text())
+        if begun["inputs"] != asked["inputs"]:
+            changed = "of other cuts or another encoder"
+        elif keys := sorted(_differences(begun["settings"], asked["settings"])):
+            changed = f"of another `{keys[0]}`"
+        else:
+            changed = ""
+        if changed:
+            raise UserError(
+                f"{folder}: its checkpoints are of a run {changed}; give another folder, or remove "
+                f"{folder / 'checkpoints'} to begin anew"
+            )
+    dist.barrier()  # nobody reads any more
+    if dist.is_first():
+        write_json(note, asked)
+
+
+def _differences(old: object, new: object, key: str = "") -> Iterator[str]:
+    """Dotted keys of what differs between two trees of settings, without those that may and the places of files."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old.keys() | new.keys():
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new and key not in MAY_CHANGE | _PLACES:
+        yield key
+
+
+# Folders may move; cuts and encoders are compared as inputs.
+_PLACES = {"encoder", "init", "data.cuts", "data.valid_cuts", "data.noise.cuts"}

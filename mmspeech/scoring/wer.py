@@ -158,7 +158,7 @@ def described(score: dict[str, object]) -> str:
 def condition(info: Mapping[str, object]) -> str:
     """`, noise #8ff9740d, 2 cuts set aside`: which noise was added to a decoded set, and what is not in it."""
     noisy = info.get("noise") not in (None, "clean", table.ANY)
-    noise = f", noise {table.hash_mark(info.get('noise_hash') or '')}" if noisy else ""
+    noise = f", noise {table.hash_mark(str(info.get('noise_hash') or ''))}" if noisy else ""
     return noise + (f", {info['set_aside']} cut(s) set aside" if info.get("set_aside") else "")
 
 

@@ -1,5 +1,6 @@
 """Corpora on disk -> cuts: nothing is lost, nothing leaks, and the times stay right."""
 
+import inspect
 import itertools
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from clips import beep, numbered_frames, write_clip
 from lhotse import CutSet
 from lhotse.supervision import AlignmentItem
 
+from mmspeech.cli import prepare
 from mmspeech.corpora import alignments, clips, grid, lrs3, musan, splits
 from mmspeech.corpora.segments import split_at_pauses
 from mmspeech.corpora.transcripts import clean
@@ -367,3 +369,10 @@ def test_musan_pieces_of_ten_seconds_keep_a_short_rest(tmp_path):
         path = write_clip(tmp_path / f"{seconds}.wav", None, np.zeros(round(seconds * 16_000)))
         _, cuts = musan.read_pieces(musan.Sound("noise", "train", path, f"n{seconds}"), tmp_path / "audio")
         assert [cut.duration for cut in cuts] == expected
+
+
+@pytest.mark.parametrize("name", prepare.CORPORA)
+def test_every_argument_and_option_of_a_corpus_has_a_help(name):
+    """What `mmspeech prepare NAME --help` shows beside each."""
+    parameters = inspect.signature(prepare.as_command(prepare.CORPORA[name])).parameters
+    assert [key for key, parameter in parameters.items() if not parameter.annotation.__metadata__[0].help] == []

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from mmspeech.decoding.ctc import greedy, prefix_beam_search
+from mmspeech.errors import UserError
+from mmspeech.finetuning.ctc import CTCSearchConfig
 
 
 def random_frames(n: int, num_frames: int, vocab_size: int, seed: int = 0) -> torch.Tensor:
@@ -85,3 +87,11 @@ def test_padding_changes_nothing():
     wanted = prefix_beam_search(frames, lengths, 0, beam=4)
     assert prefix_beam_search(poisoned, lengths, 0, beam=4) == wanted
     assert greedy(poisoned, lengths, 0) == greedy(frames, lengths, 0)
+
+
+@pytest.mark.parametrize("setting", [{"beam": 0}, {"nbest": 2}, {"beam": 4, "nbest": 5}, {"beam": 4, "nbest": 0}])
+def test_a_search_that_cannot_be_is_refused(setting):
+    """As with the attention decoder: 1 <= nbest <= beam."""
+    with pytest.raises(UserError, match="expected 1 <= nbest <= beam"):
+        CTCSearchConfig(**setting)
+    assert CTCSearchConfig(beam=4, nbest=4).nbest == 4

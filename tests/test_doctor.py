@@ -1,6 +1,8 @@
 """The doctor: exit code, what it says of parts that are missing, and the traps it knows."""
 
 import importlib.util
+import re
+from pathlib import Path
 
 import pytest
 import typer
@@ -52,3 +54,12 @@ def test_a_wheel_for_another_torch_and_an_old_python_are_named():
     versions = {"torch": "2.11.0", "torchaudio": "2.11.0", "k2": "1.24.4.dev20250715+cpu.torch2.8.0"}
     assert ["made for torch 2.8" in line for line in doctor.advice(versions.get)] == [True]
     assert "Python 3.10" in next(doctor.core_problems(versions.get, (3, 10)))
+
+
+def test_doctor_does_not_praise_what_nothing_imports():
+    """A part that "adds nothing" is imported nowhere in the package; the others are, or are loaded by name."""
+    folder = Path(doctor.__file__).parents[1]
+    source = "\n".join(path.read_text() for path in folder.rglob("*.py"))
+    for part in doctor.PARTS:
+        imported = re.search(rf"^ *(import|from) {part.module}\b", source, re.M) is not None
+        assert imported == (not part.adds.startswith("nothing")), part.distribution

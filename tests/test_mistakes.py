@@ -1,6 +1,7 @@
 """What a user may get wrong between corpus and table: exit code 2, one line that names the place, nothing lost."""
 
 import contextlib
+import json
 import resource
 import shutil
 from collections.abc import Callable, Collection
@@ -12,6 +13,7 @@ import pytest
 from cuts import FINETUNE, PRETRAIN, command, write_cuts, write_run
 from lhotse import CutSet, NumpyFilesWriter
 
+from mmspeech.cli import decode
 from mmspeech.data.cutfiles import writing_cuts
 from mmspeech.training import checkpoint
 
@@ -307,6 +309,70 @@ def test_streams_that_no_cut_has_are_skipped_with_a_line(world, tmp_path, capsys
     for name in ("av", "v"):
         assert f"sound-{name}-clean: skipped, no cut in {world.sound} has video" in said
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["sound-a-clean"]
+
+
+def test_lips_under_noise_are_decoded_clean_with_a_line(world, fails, tmp_path, capsys):
+    """Noise falls on sound: `--modality v --noise babble:0` is not nothing, and is not called noisy."""
+    words = ["decode", world.model, world.cuts, tmp_path / "out", "--modality", "v", "--workers", 0, "--noise"]
+    assert command(*words, "babble:0,music:-5") == 0
+    assert "cuts-v-clean: decoded in place of babble:0,music:-5, because v hears no noise" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cuts-v-clean"]
+    facts = json.loads((tmp_path / "out/cuts-v-clean/decode.json").read_text())
+    assert (facts["noise"], facts["noise_hash"], facts["hears_noise"], facts["set_aside"]) == ("clean", None, False, 0)
+    assert command(*words, "clean,babble:0") == 0
+    said = capsys.readouterr().err
+    assert "current, nothing to do" in said and "in place of" not in said
+    assert "--noise babel:0" in fails("decode  {model}  {cuts}  {out}  --modality  v  --noise  babel:0")
+
+
+def test_decoding_under_noise_says_its_hash(world, tmp_path, capsys):
+    """In the closing line as in the table, and in decode.json."""
+    audio = write_cuts(tmp_path / "noise", [3.0, 3.0], name="cuts_noise.jsonl.gz", units=None)
+    sha256 = "8ff9740d" * 8
+
+    class Silence:
+        def __init__(self, path: Path) -> None:
+            self.sha256 = sha256
+
+        def __call__(self, wave: np.ndarray, cut: object, number: int = 0) -> np.ndarray:
+            return wave
+
+    (tmp_path / "babble_0dB.jsonl").write_text(audio.name)
+    words = ["--modality", "a", "--noise", "babble:0", "--noise-sets", tmp_path, "--workers", 0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "FrozenNoise", Silence)
+        assert command("decode", world.model, world.cuts, tmp_path / "out", *words) == 0
+    assert "cuts-a-babble_0dB: 4 utterances, noise #8ff9740d, " in capsys.readouterr().err
+    facts = json.loads((tmp_path / "out/cuts-a-babble_0dB/decode.json").read_text())
+    assert (facts["noise_hash"], facts["hears_noise"]) == (sha256, True)
+
+
+def test_cuts_that_cannot_be_decoded_are_counted_or_stop_the_command(world, fails, tmp_path, capsys, monkeypatch):
+    """rejected.jsonl, decode.json and a line say how many; --strict writes nothing, and nor does it let pass."""
+    cuts = write_cuts(tmp_path, [0.6, 0.7, 0.8], name="cuts_test.jsonl.gz")
+    (tmp_path / "cuts_test.jsonl.gz-1.wav").unlink()
+
+    class Telling(decode.Validation):
+        """Tells the reasons of the last iteration, whether or not the one it stands for does."""
+
+        def __iter__(self):
+            yield from super().__iter__()
+            self.bad = ["clip001: clip001.wav cannot be read (no such file); prepare the corpus again"]
+
+    monkeypatch.setattr(decode, "Validation", Telling)
+    line = "decode  {model}  {cuts}  {out}  --modality  a  --workers  0"
+    said = fails(line + "  --strict", cuts=cuts)
+    assert "test-a-clean: 1 cut(s) could not be read, as clip001: " in said and "--strict stops here" in said
+    assert not (tmp_path / "out").exists()
+    assert command(*line.format(model=world.model, cuts=cuts, out=tmp_path / "out").split("  ")) == 0
+    folder = tmp_path / "out/test-a-clean"
+    assert f"1 cut(s) set aside and in no error rate; reasons in {folder}/rejected.jsonl" in capsys.readouterr().err
+    assert [json.loads(one)["item"] for one in (folder / "rejected.jsonl").read_text().splitlines()] == ["clip001"]
+    assert json.loads((folder / "decode.json").read_text())["set_aside"] == 1
+    assert len((folder / "hyp.jsonl").read_text().splitlines()) == 2
+    assert "rejected.jsonl (--strict allows none)" in fails(line + "  --strict", cuts=cuts)
+    assert command("score", "wer", folder) == 0
+    assert "1 cut(s) set aside" in capsys.readouterr().err
 
 
 def test_the_installed_command_says_one_line_of_a_mistake_in_a_run(mmspeech, world, tmp_path):

@@ -30,6 +30,13 @@ def moving_face(num_frames=30):
     return np.stack([face((110 + t / 4, 105 - t / 8), 0.8 + t / 500, t / 200) for t in range(num_frames)])
 
 
+def one_point_face(num_frames):
+    """Lips and jaw in their places, but the anchors of the alignment all in one."""
+    points = moving_face(num_frames)
+    points[:, mouth.ANCHORS] = 50.0
+    return points
+
+
 def test_alignment_takes_any_face_to_the_mean_face():
     """For a similar copy of the mean face the anchors land on it exactly; the lips land where it has them."""
     points = np.stack([face((90, 140), 0.6, 0.3)] * 20)
@@ -210,6 +217,10 @@ def test_stopped_extraction_keeps_finished_shards(corpus, monkeypatch):
         (lambda path: path.write_bytes(b"junk"), "expected an array of landmarks"),
         (lambda path: np.save(path, moving_face(20)), "expected landmarks of 50 frames"),
         (lambda path: np.save(path, np.full((50, 68, 2), np.nan)), "expected a face"),
+        (lambda path: np.save(path, np.zeros((50, 68, 2), np.int32)), "expected a face"),
+        (lambda path: np.save(path, np.full((50, 68, 2), 1e60)), "expected a face"),
+        (lambda path: np.save(path, one_point_face(50)), "eyes and nose in one point"),
+        (lambda path: np.save(path, 1e6 * moving_face(50)), "expected landmarks in a picture of 224x224 pixels"),
     ],
 )
 def test_bad_landmarks_set_their_clip_aside(corpus, spoil, message):
@@ -218,6 +229,23 @@ def test_bad_landmarks_set_their_clip_aside(corpus, spoil, message):
     _, summary = mouth_shards.make_shard(mouth_shards.Shard(corpus / "s.jpgs", (clip,)), corpus / "landmarks")
     assert summary[0]["key"] is None and summary[0]["reason"].startswith("id-a: ")
     assert message in summary[0]["reason"]
+
+
+def test_frames_where_the_detector_wrote_zeros_have_no_face(corpus):
+    """Zeros, one point 68 times and inf are interpolated as nan is, and are counted; a clip of zeros shows no face."""
+    path = corpus / "landmarks" / "pretrain" / "spk1" / "a.npy"
+    points = moving_face(50)
+    gaps = points.copy()
+    gaps[4], gaps[5], gaps[6, 7, 1] = 0, 90.25, np.inf
+    np.save(path, gaps)
+    read = landmarks.read_landmarks(corpus / "landmarks", "a/pretrain/spk1/a.mp4")
+    assert np.flatnonzero(np.isnan(read.points).all(axis=(1, 2))).tolist() == [4, 5, 6] and read.num_faces == 1
+    np.testing.assert_allclose(mouth.interpolate(read.points), points, atol=0.05)
+    clip = mouth_shards.Clip("id-a", str(corpus / "videos" / "pretrain" / "spk1" / "a.mp4"), 50)
+    _, summary = mouth_shards.make_shard(mouth_shards.Shard(corpus / "s.jpgs", (clip,)), corpus / "landmarks")
+    assert summary[0]["interpolated"] == 3 and summary[0]["key"] is not None
+    np.save(path, np.zeros_like(points))
+    assert landmarks.read_landmarks(corpus / "landmarks", "a/pretrain/spk1/a.mp4").num_faces == 0
 
 
 def test_nothing_left_is_an_error(corpus, mmspeech):

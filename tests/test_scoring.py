@@ -13,7 +13,7 @@ import sacrebleu
 
 from mmspeech.cli import score
 from mmspeech.errors import UserError
-from mmspeech.scoring import bleu, bootstrap, floor, table, wer
+from mmspeech.scoring import bleu, bootstrap, floor, report, table, wer
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -209,16 +209,79 @@ def test_table_has_a_row_per_system_a_column_per_input_and_the_floor_everywhere(
     scores = table.collect([tmp_path])
     (made,) = table.write(scores, tmp_path / "report")
     heads = [table.heading(column) for column in made.columns]
-    assert heads == ["AV clean", "AV babble 0 dB", "A babble 10 dB", "A babble 0 dB", "V clean"]
+    assert heads[:4] == ["AV clean", "AV babble 0 dB", "A babble 10 dB", "A babble 0 dB"]
+    assert heads[4:] == ["V clean", "V babble 10 dB", "V babble 0 dB"]
     assert made.rows == ["theirs", "ours", "floor (no input)"]
     lines = (tmp_path / "report/table.md").read_text().splitlines()
     assert "AV clean | AV babble 0 dB `#abcdef12` |" in lines[0]
     assert lines[3] == (
-        "| ours | 5.0 [4.0, 6.0] | 8.0 [7.0, 9.0] | 10.0 [9.0, 11.0] | 20.0 [19.0, 21.0] | 30.0 [29.0, 31.0] |"
+        "| ours | 5.0 [4.0, 6.0] | 8.0 [7.0, 9.0] | 10.0 [9.0, 11.0] | 20.0 [19.0, 21.0] |" + " 30.0 [29.0, 31.0] |" * 3
     )
-    assert lines[4] == "| floor (no input) |" + " 80.0 [79.0, 81.0] |" * 5
-    assert len((tmp_path / "report/table.tsv").read_text().splitlines()) == 1 + len(scores) == 8
+    assert lines[4] == "| floor (no input) |" + " 80.0 [79.0, 81.0] |" * 7
+    assert len((tmp_path / "report/table.tsv").read_text().splitlines()) == 1 + len(scores) + 2 == 10
     assert not list(table.warnings([made]))
+
+
+@pytest.mark.parametrize("about", [{}, {"modality": "emg", "hears_noise": False}])
+def test_lips_have_their_clean_figure_in_every_noise_and_it_is_said(tmp_path, about):
+    """In terminal, Markdown, TSV and page; nothing of it where nobody was given noise, or where sound is decoded."""
+    lips = {"modality": "v"} | about
+    name = lips["modality"].upper()
+    score_json(tmp_path / "v", 30, **lips)
+    score_json(tmp_path / "a", 10, modality="a")
+    assert table.notes(table.tables(table.collect([tmp_path]))) == []
+    score_json(tmp_path / "av0", 8, noise="babble:0", noise_hash="abcdef123456")
+    scores = table.collect([tmp_path])
+    made = table.write(scores, tmp_path / "report")
+    assert [table.heading(column) for column in made[0].columns] == [
+        "AV babble 0 dB",
+        "A clean",
+        f"{name} clean",
+        f"{name} babble 0 dB",
+    ]
+    note = f"= clean: lips hear no noise: {name} is the same in all noises."
+    written = (tmp_path / "report/table.md").read_text()
+    assert f"| {name} clean | {name} babble 0 dB `= clean` |" in written and note in written
+    assert "| ours | 8.0 [7.0, 9.0] | 10.0 [9.0, 11.0] | 30.0 [29.0, 31.0] | 30.0 [29.0, 31.0] |" in written
+    lines = [line.split("\t") for line in (tmp_path / "report/table.tsv").read_text().splitlines()]
+    found = [line[3:7] for line in lines if line[2] == lips["modality"]]
+    assert found == [["clean", "", "wer", "30.000"], ["babble:0", "= clean", "wer", "30.000"]]
+    page = report.write([tmp_path], scores, [], tmp_path / "report").read_text()
+    assert note in page and page.count("<b>30.0</b>") == 2 and "<code>= clean</code>" in page
+    console = rich.console.Console(width=200)
+    with console.capture() as capture:
+        console.print(table.printed(made[0]))
+    assert note in capture.get() and capture.get().count("30.0") == 2
+    assert not list(table.warnings(made))
+
+
+def test_cuts_that_do_not_count_stand_under_the_table(tmp_path):
+    """By system and number, with the columns; nothing where all cuts were read."""
+    score_json(tmp_path / "a", 10, modality="a", set_aside=2)
+    score_json(tmp_path / "av", 8, set_aside=2)
+    score_json(tmp_path / "av0", 8, noise="babble:0", noise_hash="abcdef123456", set_aside=0)
+    made = table.write(table.collect([tmp_path]), tmp_path / "report")
+    note = "ours: 2 cut(s) of test could not be read and do not count (A clean, AV clean)."
+    assert table.notes(made) == [note] and note in (tmp_path / "report/table.md").read_text()
+    assert "\t9\t99\t2\t" in (tmp_path / "report/table.tsv").read_text()
+    assert [table.notes([part]) != [] for part in table.by_modality(made[0])] == [True, True]
+
+
+def test_rates_say_which_noise_was_added_and_what_is_not_in_them(tmp_path):
+    """In the line of `score wer`, at the head of wer.txt, and in score.json; a clean and whole set has neither."""
+    noisy = {"noise": "babble:0", "noise_hash": "abcdef" * 10, "set_aside": 3}
+    folder = decoded(tmp_path / "exp/decode/noisy", [("a b", "a")], **noisy)
+    score = wer.score_folder(folder)
+    assert wer.described(score).endswith(", 2 words, noise #abcdefab, 3 cut(s) set aside")
+    head = (folder / "wer.txt").read_text().splitlines()[:4]
+    assert (
+        "noise #abcdefab, 3 cut(s) set aside" in head[0] and head[3] == f"# sha256 of the frozen noise: {'abcdef' * 10}"
+    )
+    assert score["noise_hash"] == "abcdef" * 10 and score["set_aside"] == 3
+    unknown = wer.score_folder(decoded(tmp_path / "exp/decode/unknown", [("a b", "a")], noise="babble:0"))
+    assert wer.described(unknown).endswith("noise no hash")
+    clean = wer.score_folder(decoded(tmp_path / "exp/decode/clean", [("a b", "a")], set_aside=0))
+    assert wer.described(clean).endswith(", 2 words")
 
 
 def test_rates_under_different_noise_are_warned_of(tmp_path):

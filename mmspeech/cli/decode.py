@@ -5,24 +5,26 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
 
 from mmspeech import config as configs
 from mmspeech import dist, files
+from mmspeech.cli.cluster import check_strict
 from mmspeech.console import progress, say
 from mmspeech.data import cutfiles
 from mmspeech.data.frozen_noise import FrozenNoise
 from mmspeech.data.loader import CutDataset, DataConfig, Validation
 from mmspeech.data.noise import parse_kind
-from mmspeech.data.reading import Reading, has_stream
+from mmspeech.data.reading import FRAMES_PER_S, Reading, has_stream
 from mmspeech.data.text import Tokenizer
 from mmspeech.decoding.beam import BeamConfig
 from mmspeech.errors import UserError
 from mmspeech.finetuning import recognizer
 from mmspeech.finetuning.ctc import CTCSearchConfig
+from mmspeech.scoring import table
 
 SEARCHES = {"seq2seq": BeamConfig, "ctc": CTCSearchConfig}
 
@@ -47,12 +49,14 @@ def run(
     workers: Annotated[int, typer.Option(help="Processes that read cuts.")] = 1,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")] = None,
     label: Annotated[str, typer.Option(help="Name of the system in tables; by default the model's folder.")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Stop, and write nothing, if a cut cannot be read.")] = False,
 ) -> None:
     """Decode cuts under every combination of streams and noise.
 
-    OUT/SET-STREAMS-NOISE/ receives hyp.jsonl, ref.jsonl and decode.json; then `mmspeech score wer` or `score report`.
-    Noise falls on sound: lips alone are decoded once, whatever --noise says. A condition with a stream that no cut has
-    is skipped, with a line. What is current is not decoded again.
+    OUT/SET-STREAMS-NOISE/ receives hyp.jsonl, ref.jsonl, decode.json, and rejected.jsonl with the cuts that could not
+    be read; then `mmspeech score wer` or `score report`. Noise falls on sound: lips alone are decoded once, clean,
+    whatever --noise says. A condition with a stream that no cut has is skipped, with a line. What is current is not
+    decoded again.
 
     Example: mmspeech decode exp/av/model exp/mouth/cuts_test.jsonl.gz exp/av/decode --modality av,a,v --noise
     clean,babble:0 --noise-sets exp/noisy
@@ -67,16 +71,21 @@ def run(
         settings = {"search": configs.plain(given), "streams": condition.streams, "label": label}
         stage = files.Stage(folder, inputs=inputs, settings=settings)
         if stage.is_current():
+            check_strict(folder, strict)
             continue
         frozen = FrozenNoise(condition.noise_file) if condition.noise_file else None
-        lines, seconds, audio_seconds = decode(
+        lines, bad, seconds, audio_seconds = decode(
             loaded, tokenizer, cuts, condition, frozen, given, batch_s, workers, where
         )
+        if strict and bad:
+            raise UserError(f"{condition.name}: {len(bad)} cut(s) could not be read, as {bad[0]} (--strict stops here)")
         if not dist.is_first():
             continue
         if not lines:
             raise UserError(f"{cuts}: no cut could be decoded as {condition.name}; see the reasons above")
         with stage.writing() as new:
+            # A reason begins with the cut, or with the file that could not be read.
+            write_lines(new / "rejected.jsonl", [{"item": why.partition(": ")[0], "reason": why} for why in bad])
             write_lines(new / "hyp.jsonl", [{key: line[key] for key in ("id", "text", "score")} for line in lines])
             write_lines(new / "ref.jsonl", [{"id": line["id"], "text": line["ref"]} for line in lines if line["ref"]])
             facts = {
@@ -84,6 +93,8 @@ def run(
                 "modality": condition.modality,
                 "noise": condition.noise,
                 "noise_hash": frozen.sha256 if frozen else None,
+                "hears_noise": condition.hears_noise,
+                "set_aside": len(bad),
                 "model": str(model),
                 "search": configs.plain(given),
                 "seconds": round(seconds, 3),
@@ -91,7 +102,10 @@ def run(
                 "label": label or model.parent.name,
             }
             files.write_json(new / "decode.json", facts)
-        say(f"{folder}: {len(lines)} utterances, {seconds / max(audio_seconds, 1e-9):.3f} x real time")
+        what = f", noise {table.hash_mark(frozen.sha256)}" if frozen else ""
+        say(f"{folder}: {len(lines)} utterances{what}, {seconds / max(audio_seconds, 1e-9):.3f} x real time")
+        if bad:
+            say(f"{folder}: {len(bad)} cut(s) set aside and in no error rate; reasons in {folder / 'rejected.jsonl'}")
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,7 @@ class Condition:
     streams: list[str]
     noise: str  # clean or CATEGORY:DECIBELS
     noise_file: Path | None
+    hears_noise: bool  # whether noise changes any of its streams
 
     @property
     def name(self) -> str:
@@ -116,20 +131,24 @@ def conditions(
 ) -> Iterator[Condition]:
     """Every combination that makes sense. Raises UserError for streams or noise that are not there."""
     name = cuts.name.removesuffix(".gz").removesuffix(".jsonl").removeprefix("cuts_")
+    kinds = noise.split(",")
+    file_names = {kind: parse_kind(kind).file_name for kind in kinds if kind != "clean"}
     for typed in modality.split(","):
         streams = streams_of(typed, model)
         heard = any(model.inputs[stream]["reader"] == "logmel" for stream in streams)
-        for kind in noise.split(","):
+        if not heard and "clean" not in kinds:
+            say(f"{name}-{typed}-clean: decoded in place of {noise}, because {typed} hears no noise")
+        for kind in kinds if heard else ["clean"]:
             if kind == "clean":
-                yield Condition(name, typed, streams, kind, None)
-            elif heard:
-                file_name = parse_kind(kind).file_name
+                yield Condition(name, typed, streams, kind, None, heard)
+            else:
+                file_name = file_names[kind]
                 if noise_sets is None or not (noise_sets / file_name).exists():
                     raise UserError(
                         f"--noise {kind}: no frozen noise {file_name} in {noise_sets or '--noise-sets'}; make it with "
                         f"`mmspeech prepare noisy {cuts} NOISE_DIR DIR --noise {kind}`"
                     )
-                yield Condition(name, typed, streams, kind, noise_sets / file_name)
+                yield Condition(name, typed, streams, kind, noise_sets / file_name, heard)
 
 
 def possible(wanted: list[Condition], model: recognizer.Recognizer, cuts: Path) -> list[Condition]:
@@ -161,6 +180,15 @@ def streams_of(typed: str, model: recognizer.Recognizer) -> list[str]:
     return [matches[0] for matches in found]
 
 
+class Output(NamedTuple):
+    """What a condition gave."""
+
+    lines: list[dict]  # {id, text, score, ref}, in the order of the ids
+    bad: list[str]  # reasons, one per cut that could not be read
+    seconds: float  # of decoding
+    audio_seconds: float  # of speech
+
+
 def decode(
     model: recognizer.Recognizer,
     tokenizer: Tokenizer,
@@ -171,8 +199,8 @@ def decode(
     batch_s: float,
     workers: int,
     device: torch.device,
-) -> tuple[list[dict], float, float]:
-    """Lines {id, text, score, ref} in the order of the ids, seconds of decoding, seconds of speech."""
+) -> Output:
+    """Decode one condition; every rank gets what all of them decoded."""
     streams = {name: model.inputs[name] for name in condition.streams}
     config = DataConfig(valid_cuts=[cuts], streams=streams, batch_s=batch_s, max_batch_s=batch_s, workers=workers)
     batches = Validation(config, CutDataset(Reading(streams=streams, mix_noise=frozen)), "main")
@@ -185,9 +213,13 @@ def decode(
         for name, ref, best in zip(batch.ids, batch.texts, hypotheses, strict=True):
             text = tokenizer.decode(best[0].ids) if best else ""
             lines.append({"id": name, "text": text, "score": best[0].score if best else None, "ref": ref})
-    gathered = dist.gather_on_host((lines, seconds, frames))
-    everything = sorted((line for theirs, _, _ in gathered for line in theirs), key=lambda line: line["id"])
-    return everything, max(theirs for _, theirs, _ in gathered), sum(theirs for _, _, theirs in gathered) / 25
+    gathered = dist.gather_on_host(Output(lines, getattr(batches, "bad", []), seconds, frames / FRAMES_PER_S))
+    return Output(
+        lines=sorted((line for theirs in gathered for line in theirs.lines), key=lambda line: line["id"]),
+        bad=sorted(why for theirs in gathered for why in theirs.bad),
+        seconds=max(theirs.seconds for theirs in gathered),
+        audio_seconds=sum(theirs.audio_seconds for theirs in gathered),
+    )
 
 
 def write_lines(path: Path, lines: list[dict]) -> None:

@@ -35,11 +35,11 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("torch", "torch", "models and training"),
-    Part("torchaudio", "torchaudio", "resampling, transducer loss, forced alignment"),
+    Part("torchaudio", "torchaudio", "mel filters of Kaldi's filterbank"),
     Part("lhotse", "lhotse", "cuts: the data between all commands"),
     Part("av", "av", "PyAV: sound and pictures out of any container"),
     Part("opencv-python-headless", "cv2", "mouth crops, JPEG frames"),
-    Part("kaldi-native-fbank", "kaldi_native_fbank", "80-bin filterbank on the CPU"),
+    Part("kaldi-native-fbank", "kaldi_native_fbank", "Kaldi's filterbank, the peer of ours in `bin/bench`"),
     Part("sentencepiece", "sentencepiece", "subword units"),
     Part("scikit-learn", "sklearn", "k-means for hidden units"),
     Part("kaldialign", "kaldialign", "word error rates"),
@@ -61,14 +61,14 @@ PARTS = (
     Part(
         "k2",
         "k2",
-        "pruned transducer loss, lattices; without it: torchaudio's loss, our own searches",
+        "nothing yet: it is for transducer and lattice losses of systems to come",
         "a wheel for your torch: https://k2-fsa.github.io/k2/",
         core=False,
     ),
     Part(
         "kaldifeat",
         "kaldifeat",
-        "filterbank in batches on the GPU; without it: kaldi-native-fbank",
+        "nothing: features come from our own torch code, on the GPU too",
         "a wheel for your torch: https://csukuangfj.github.io/kaldifeat/",
         core=False,
     ),

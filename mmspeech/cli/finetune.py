@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import torch
 import typer
+from torch import Tensor
 
 from mmspeech import config as configs
 from mmspeech import dist, files
@@ -15,6 +16,7 @@ from mmspeech.batch import Batch
 from mmspeech.console import say
 from mmspeech.data import cutfiles, text
 from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, validation_batches
+from mmspeech.data.reading import has_stream
 from mmspeech.data.text import TokenizerConfig
 from mmspeech.errors import UserError
 from mmspeech.finetuning import recognizer
@@ -33,7 +35,7 @@ class FinetuneRun:
     encoder: Path | None = None  # folder of the pre-trained encoder (EXP/encoder); --encoder sets it
     pretrained: bool = True  # false: the encoder's sizes, but random weights (the paper's rows without PT)
     streams: list[str] = field(default_factory=list)  # those of the labelled data that are used; empty: all
-    valid_streams: list[str] = field(default_factory=list)  # subsets (`audio+video`) validated on; empty: all at once
+    valid_streams: list[str] = field(default_factory=list)  # subsets (`audio+video`) validated on; empty: what there is
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig
     training: TrainingConfig
@@ -112,10 +114,11 @@ def run(
     stream = TrainingStream(data, training, seed=config.seed)
     validation = None
     if data.valid_cuts:
-        everything = dataclasses.replace(data, streams=chosen_streams(start, [], conf))
-        watching = make_reading(everything, seed=config.seed, train=False, encode_text=tokenizer.encode)
-        subsets = config.valid_streams or ["+".join(data.streams)]
-        validation = EachSubset(validation_batches(everything, watching), subsets)
+        subsets = subsets_there(config.valid_streams, start, data.valid_cuts, conf)
+        seen = dataclasses.replace(data, streams=chosen_streams(start, [], conf)) if subsets else data
+        watching = make_reading(seen, seed=config.seed, train=False, encode_text=tokenizer.encode)
+        batches = validation_batches(seen, watching)
+        validation = EachSubset(batches, subsets) if subsets else batches
     say(f"{exp}: {tokenizer.size} {tokenizer.kind}, {stream.seconds:.0f} s x {stream.batches_per_update} per update")
     trainer.run(objective, stream, config.training, exp, validation=validation, device=device)
     weights = checkpoint.whole_weights(objective)
@@ -133,9 +136,33 @@ def chosen_streams(encoder: AVEncoder, names: list[str], conf: Path) -> dict[str
     return {name: encoder.inputs[name] for name in names or encoder.inputs}
 
 
+def subsets_there(subsets: list[str], encoder: AVEncoder, cuts: list[Path], conf: Path) -> list[str]:
+    """The subsets (`audio+video`) that some cut has all streams of; a line for each other one.
+
+    Raises UserError for streams that the encoder does not have, and if no subset is left.
+    """
+    wanted = {subset: chosen_streams(encoder, subset.split("+"), conf) for subset in subsets}
+    missing = dict(wanted)
+    for cut in cutfiles.open_cuts(cuts):
+        if not missing:
+            break
+        for subset in list(missing):
+            if all(has_stream(cut, settings) for settings in wanted[subset].values()):
+                del missing[subset]
+    names = ", ".join(map(str, cuts))
+    if subsets and len(missing) == len(subsets):
+        raise UserError(f"{names}: no cut has the streams of {', '.join(subsets)}; change `valid_streams` or the cuts")
+    for subset in missing:
+        say(f"validation: no cut of {names} has {subset}; it is left out")
+    return [subset for subset in subsets if subset not in missing]
+
+
 @dataclass
 class EachSubset:
-    """Validation batches, once for each subset of streams: a mean over them is the mean over the modalities."""
+    """Validation batches, once for each subset of streams, which only items that have all of them are in.
+
+    Figures are means over all that is yielded: over the subsets too, where every item has all streams.
+    """
 
     batches: Iterable[tuple[str, Batch]]
     subsets: list[str]
@@ -148,11 +175,24 @@ class EachSubset:
                     yield name, kept
 
 
-def only_streams(batch: Batch, names: Iterable[str]) -> Batch | None:
-    """The batch with only the named streams; None if an item would be left without any."""
-    kept = {name: batch.streams[name] for name in names if name in batch.streams}
-    lengths = {name: batch.lengths[name] for name in kept}
-    if not kept or not torch.stack([length > 0 for length in lengths.values()]).any(0).all():
+def only_streams(batch: Batch, names: list[str]) -> Batch | None:
+    """The items that have all the named streams, with these only; None if there is none. For batches on the host."""
+    if any(name not in batch.streams for name in names):
         return None
-    present = {name: batch.present[name] for name in kept if name in batch.present}
-    return dataclasses.replace(batch, streams=kept, lengths=lengths, present=present, drawn={}, counts={})
+    rows = torch.stack([batch.lengths[name] > 0 for name in names]).all(0).nonzero().squeeze(1)
+    if not len(rows):
+        return None
+
+    def pick(tensors: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+        return {name: tensors[name][rows] for name in wanted if name in tensors}
+
+    return Batch(
+        ids=[batch.ids[row] for row in rows],
+        streams=pick(batch.streams, names),
+        lengths=pick(batch.lengths, names),
+        targets=pick(batch.targets, batch.targets),
+        target_lengths=pick(batch.target_lengths, batch.target_lengths),
+        present=pick(batch.present, names),
+        texts=[batch.texts[row] for row in rows],
+        passes=[batch.passes[row] for row in rows],
+    )

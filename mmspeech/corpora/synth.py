@@ -91,12 +91,22 @@ def prepare(
 
     OUT receives lrs3/ (mp4 and txt in LRS3's layout: pretrain, trainval, test; no speaker in two of them),
     alignments/ (TextGrid), landmarks/ (68 points per frame), musan/ (noise in MUSAN's layout, of other speakers) and,
-    for commands, translations.tsv. A clip lasts about 2.3 seconds. `vocabulary`: digits (strings of 4-8) or commands
-    (GRID's grammar). `difficulty`: 0 (clear lips, clean pictures) to 1. `noise_files`: of speech; music and noise add
-    an eighth each. Does nothing if OUT is current. Next: `mmspeech prepare lrs3 OUT/lrs3 ...` and
-    `mmspeech prepare musan OUT/musan ...`.
+    for commands, translations.tsv. A clip lasts about 2.3 seconds. Does nothing if OUT is current. Next:
+    `mmspeech prepare lrs3 OUT/lrs3 ...` and `mmspeech prepare musan OUT/musan ...`.
 
     Example: `mmspeech prepare synth exp/synth --seed 0`
+
+    Args:
+        out: Folder to write.
+        seed: Fixes texts, speakers, looks and splits.
+        vocabulary: digits (strings of 4 to 8 of them) or commands (GRID's grammar, with translations).
+        difficulty: From 0 (clear lips, clean pictures) to 1 (sloppy lips, moving heads, poor pictures).
+        pretrain_clips: Clips of pretrain.
+        trainval_clips: Clips of trainval: for fine-tuning, and validation.
+        test_clips: Clips of test.
+        speakers: Of all clips together; at least 3, as no speaker is in two splits.
+        noise_files: Files of speech in the noise corpus; music and noise add an eighth each.
+        jobs: Processes that make clips.
     """
     counts = dict(zip(SPLITS, (pretrain_clips, trainval_clips, test_clips), strict=True))
     settings = {"seed": seed, "vocabulary": vocabulary, "difficulty": difficulty, "clips": counts}

@@ -30,6 +30,7 @@ MESH_TO_68 = (
 MAX_FACES = 4
 PROBE_EVERY = 25  # frames between two looks for further faces
 SAME_FACE = 0.3  # overlap (intersection over union) from which two boxes are one face
+MIN_FACE = 1.0  # pixels; points that lie closer together are no face: many detectors write zeros where none is
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,13 @@ class Landmarks:
     """The landmarks of one face in a video."""
 
     points: np.ndarray  # (T, 68, 2) float32, pixels; nan where the face was not found
-    num_faces: int = 1  # how many faces the video shows; `points` are those of the largest
+    num_faces: int = 1  # how many faces the video shows, as far as is known; `points` are those of the largest
 
 
 def read_landmarks(folder: Path, video: str) -> Landmarks:
     """Landmarks from FOLDER/SPLIT/SPEAKER/CLIP.npy, named like the last parts of the video's path (or fewer of them).
 
+    Frames whose points are not all finite, or fall together (zeros), are frames without a face: nan.
     Raises BadItem if there is no such file, or it does not hold (T, 68, 2) numbers.
     """
     parts = Path(video).with_suffix(".npy").parts[-3:]
@@ -58,7 +60,18 @@ def read_landmarks(folder: Path, video: str) -> Landmarks:
         raise BadItem(
             f"{path}: expected numbers of shape (T, 68, 2), found {points.dtype} {points.shape}; mend the file"
         )
-    return Landmarks(points.astype(np.float32))
+    points = without_false_faces(points)
+    return Landmarks(points, num_faces=int(np.isfinite(points).any()))
+
+
+def without_false_faces(points: np.ndarray) -> np.ndarray:
+    """Landmarks (T, 68, 2) as float32, nan in frames whose points are not all finite or spread over under a pixel."""
+    with np.errstate(over="ignore"):  # beyond float32 they become inf, which is no face either
+        points = points.astype(np.float32)
+    finite = np.isfinite(points).all(axis=(1, 2))
+    spread = np.ptp(np.where(finite[:, None, None], points, 0), axis=1).max(axis=1)  # (T,)
+    points[spread < MIN_FACE] = np.nan
+    return points
 
 
 def detect_landmarks(video: Callable[[], Iterable[np.ndarray]]) -> Landmarks:

@@ -5,6 +5,7 @@ of the face (nose and eye corners), averaged over 12 frames, to a mean face of 2
 the mean of the mouth's 20 points of that very frame.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 
 import cv2
@@ -85,18 +86,28 @@ def crop_mouths(frames: Iterable[np.ndarray], points: np.ndarray) -> Iterator[np
         points: (T, 68, 2) landmarks without gaps.
 
     Raises:
-        BadItem: the video ends earlier.
+        BadItem: the video ends earlier, or the landmarks have no extent, or more than the picture.
     """
     transforms = align(points)
     shifted = transforms.copy()
     # Warped straight to the crop: the pixels of warping to 256x256 and cutting, at a seventh of the work.
     shifted[:, :, 2] -= corners(transforms, points)
     # Bilinear sampling skips pixels of faces much larger than the mean face; those frames are shrunk first.
-    shrink = max(1, int(1 / np.sqrt(np.linalg.det(transforms[:, :, :2])).mean()))
+    with np.errstate(divide="ignore"):
+        pixels = float((1 / np.sqrt(np.linalg.det(transforms[:, :, :2]))).mean())  # of the video in one of the crop
+    if not math.isfinite(pixels):
+        raise BadItem("expected landmarks of a face, found eyes and nose in one point; mend the file of landmarks")
+    shrink = max(1, int(pixels))
     shifted[:, :, 2] += shifted[:, :, :2].sum(axis=2) * (shrink - 1) / 2  # the centre of each block of pixels
     shifted[:, :, :2] *= shrink
     count, crop = 0, None
     for frame, transform in zip(frames, shifted, strict=False):
+        if shrink > min(frame.shape):
+            height, width = frame.shape
+            raise BadItem(
+                f"expected landmarks in a picture of {width}x{height} pixels, found a face {shrink} times as large as "
+                "its crop; mend the file of landmarks"
+            )
         if shrink > 1:
             height, width = (extent // shrink for extent in frame.shape)
             whole_blocks = frame[: height * shrink, : width * shrink]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmspeech.batch import Batch, Loss
 from mmspeech.decoding.ctc import greedy, prefix_beam_search
 from mmspeech.decoding.hypothesis import Hypothesis
+from mmspeech.errors import UserError
 from mmspeech.finetuning.tuning import TuningConfig, draw_kept, encode, leaves_unused, num_targets, tuned
 from mmspeech.models.av_encoder import AVEncoder
 
@@ -34,6 +35,10 @@ class CTCSearchConfig:
 
     beam: int = 1  # 1: the best token of each frame; more: prefixes, summed over their alignments
     nbest: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.nbest <= self.beam:
+            raise UserError(f"nbest: {self.nbest} of a beam of {self.beam}; expected 1 <= nbest <= beam")
 
 
 class CTC(nn.Module):

@@ -10,7 +10,7 @@ from sacrebleu.metrics import BLEU
 from mmspeech.console import say
 from mmspeech.errors import UserError
 from mmspeech.scoring import bootstrap
-from mmspeech.scoring.wer import decode_stage, read_decoded
+from mmspeech.scoring.wer import condition, decode_stage, read_decoded
 
 ORDERS = 4  # n-grams up to this length
 
@@ -26,7 +26,7 @@ def score_folder(folder: Path, *, seed: int = 0, resamples: int = bootstrap.RESA
         score = summary(decoded.references, decoded.hypotheses, seed=seed, resamples=resamples)
         with stage.writing_file() as path:
             path.write_text(json.dumps(decoded.info | score, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        say(f"{folder}: BLEU {score['bleu']:.2f} ({score['signature']})")
+        say(f"{folder}: BLEU {score['bleu']:.2f} ({score['signature']}){condition(decoded.info)}")
     return json.loads((folder / "score.json").read_text(encoding="utf-8"))
 
 

@@ -34,18 +34,19 @@ class Clip:
 
 def write(folders: Sequence[Path], scores: Sequence[table.Score], clips: Sequence[Clip], out: Path) -> Path:
     """Write the page into the folder `out`; returns its path."""
-    scores = table.with_distinct_labels(scores)
+    scores = table.in_every_noise(table.with_distinct_labels(scores))
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
     curves = training_curves(folders)
+    made = table.tables(scores)
     sections = [
-        ("Error rates", "".join(table_html(one) for one in table.tables(scores)) + page.READING),
+        ("Error rates", "".join(map(table_html, made)) + page.READING + "".join(map(note_html, table.notes(made)))),
         ("Word error rate over noise", figure_html(plots.rate_over_snr(scores))),
         ("Clips of the test set", "".join(clip_html(clip) for clip in clips)),
         ("Training", "".join(f"<h3>{html.escape(name)}</h3>{figure_html(svg)}" for name, svg in curves.items())),
     ]
     body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
-    made = f"mmspeech {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
-    text = page.FRAME.format(title=html.escape(title), style=page.STYLE, made=made, body=body)
+    origin = f"mmspeech {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
+    text = page.FRAME.format(title=html.escape(title), style=page.STYLE, made=origin, body=body)
     with files.replacing(out / "index.html") as path:
         path.write_text(text, encoding="utf-8")
     return out / "index.html"
@@ -109,6 +110,10 @@ def table_html(one: table.Table) -> str:
         f'<thead><tr><th scope="col">system</th>{"".join(heads)}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def note_html(line: str) -> str:
+    return f'<p class="note">{html.escape(line)}</p>'
 
 
 def cell_html(score: table.Score | None) -> str:

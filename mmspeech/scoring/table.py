@@ -1,7 +1,7 @@
 """One table from an experiment's score.json files: systems down, streams and noise across.
 
 table.md   as printed: a rate with its interval per cell; the hash of the noise over each noisy column
-table.tsv  one line per score.json, for spreadsheets and plots
+table.tsv  one line per score, for spreadsheets and plots
 """
 
 import json
@@ -19,6 +19,9 @@ from mmspeech.errors import UserError
 
 ANY = "any"  # the floor's modality and noise: it stands in every column
 MODALITIES = ("av", "a", "v")  # the order of columns; others follow
+SAME = "= clean"  # in place of a noise's hash: nothing in the input hears it
+LIPS = ("v", "video")  # modalities that hear no noise, where decode.json does not say whether they do
+READING = "95 % interval over utterances. #: which noise was added."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,8 @@ class Score:
     sentences: int
     words: int
     folder: Path
+    hears_noise: bool = True
+    set_aside: int = 0  # cuts of the set that could not be read and do not count
 
     @property
     def column(self) -> tuple[str, str]:
@@ -58,7 +63,10 @@ class Table:
         return f"{'WER in %' if self.metric == 'wer' else self.metric.upper()} on {self.set}"
 
     def noise_hash(self, column: tuple[str, str]) -> str | None:
-        """The hash that all scores of a noisy column share; None if clean, "" if unknown, "mixed" if they differ."""
+        """The hash that all scores of a noisy column share; None if clean, "" if unknown, "mixed" if they differ.
+
+        `SAME` where the column is the clean one again.
+        """
         if column[1] in ("clean", ANY):
             return None
         systems = [score for (_, at), score in self.scores.items() if at == column and score.modality != ANY]
@@ -106,6 +114,8 @@ def read_score(path: Path) -> Score:
             sentences=int(content["sentences"]),
             words=int(content["words"]),
             folder=path.parent,
+            hears_noise=content.get("hears_noise", content.get("modality") not in LIPS),
+            set_aside=int(content.get("set_aside") or 0),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a score that this version wrote ({error!r}); delete it and score again") from None
@@ -113,7 +123,7 @@ def read_score(path: Path) -> Score:
 
 def tables(scores: Iterable[Score]) -> list[Table]:
     """The scores as tables, one per (set, metric); a floor fills every column and comes last."""
-    scores = with_distinct_labels(scores)
+    scores = in_every_noise(with_distinct_labels(scores))
     made = []
     for name, metric in dict.fromkeys((score.set, score.metric) for score in scores):
         here = [score for score in scores if (score.set, score.metric) == (name, metric)]
@@ -139,6 +149,24 @@ def with_distinct_labels(scores: Iterable[Score]) -> list[Score]:
         replace(score, label=f"{score.label} ({_experiment(score.folder)})") if score.label in ambiguous else score
         for score in scores
     ]
+
+
+def in_every_noise(scores: Iterable[Score]) -> list[Score]:
+    """The scores; those of inputs that hear no noise once more for each noise that others of their set were given.
+
+    Lips alone are decoded once: their figure is the same in all noises, and a table should show it beside the others.
+    """
+    scores = list(scores)
+    there = {(score.label, score.set, score.metric, *score.column) for score in scores}
+    more = []
+    for score in scores:
+        if score.hears_noise or score.noise != "clean":
+            continue
+        noises = {other.noise for other in scores if (other.set, other.metric) == (score.set, score.metric)}
+        for noise in sorted(noises - {"clean", ANY}):
+            if (score.label, score.set, score.metric, score.modality, noise) not in there:
+                more.append(replace(score, noise=noise, noise_hash=SAME))
+    return scores + more
 
 
 def column_order(column: tuple[str, str]) -> tuple[int, str, str, float]:
@@ -171,7 +199,7 @@ def hash_mark(noise_hash: str | None) -> str:
     """The first 8 digits, which tell two noises apart; a warning where there is none."""
     if noise_hash is None:
         return ""
-    return noise_hash if noise_hash == "mixed" else f"#{noise_hash[:8]}" if noise_hash else "no hash"
+    return noise_hash if noise_hash in ("mixed", SAME) else f"#{noise_hash[:8]}" if noise_hash else "no hash"
 
 
 def printed(table: Table) -> rich.table.Table:
@@ -192,7 +220,7 @@ def printed(table: Table) -> rich.table.Table:
                 for cell in cells
             ),
         )
-    shown.caption = "Below each rate: 95 % interval over utterances. #: which noise was added."
+    shown.caption = Text("\n".join([f"Below each rate: {READING}", *notes([table])]))
     shown.caption_justify = "left"
     return shown
 
@@ -216,19 +244,34 @@ def markdown(made: Sequence[Table]) -> str:
             cells = [_cell(table.scores.get((label, column))) for column in table.columns]
             lines.append(f"| {_escaped(label)} | {' | '.join(cells)} |")
         parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts) + "\nIn brackets: 95 % interval over utterances. `#`: which noise was added.\n"
+    below = [f"In brackets: {READING.replace('#', '`#`')}", *notes(made)]
+    return "\n".join(parts) + "".join(f"\n{line}\n" for line in below)
+
+
+def notes(made: Iterable[Table]) -> list[str]:
+    """What must be known beside the rates: which columns are the clean one again, and which cuts do not count."""
+    same: dict[str, None] = {}
+    missing: dict[str, list[str]] = {}
+    for table in made:
+        same |= {column[0].upper(): None for column in table.columns if table.noise_hash(column) == SAME}
+        for (label, column), score in table.scores.items():
+            if score.set_aside and column in table.columns and score.noise_hash != SAME:
+                text = f"{label}: {score.set_aside} cut(s) of {table.set} could not be read and do not count"
+                missing.setdefault(text, []).append(heading(column))
+    deaf = [f"{SAME}: lips hear no noise: {', '.join(same)} is the same in all noises."] if same else []
+    # A set scored by two metrics names its columns twice.
+    return deaf + [f"{text} ({', '.join(dict.fromkeys(where))})." for text, where in missing.items()]
 
 
 def tsv(scores: Iterable[Score]) -> str:
-    """One line per score."""
+    """One line per score, and one for each noise that a score without sound does not hear."""
     names = ["set", "system", "modality", "noise", "noise_hash", "metric", "value", "low", "high"]
-    lines = ["\t".join([*names, "sentences", "words", "folder"])]
-    for score in scores:
+    lines = ["\t".join([*names, "sentences", "words", "set_aside", "folder"])]
+    for score in in_every_noise(scores):
         values = [f"{value:.3f}" for value in (score.value, score.low, score.high)]
         start = [score.set, score.label.replace("\t", " "), score.modality, score.noise, score.noise_hash or ""]
-        lines.append(
-            "\t".join([*start, score.metric, *values, str(score.sentences), str(score.words), str(score.folder)])
-        )
+        counts = [str(count) for count in (score.sentences, score.words, score.set_aside)]
+        lines.append("\t".join([*start, score.metric, *values, *counts, str(score.folder)]))
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,7 @@ Texts are compared as they stand, split at white space: case and punctuation cou
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ import numpy as np
 from mmspeech import files
 from mmspeech.console import say
 from mmspeech.errors import UserError
-from mmspeech.scoring import bootstrap
+from mmspeech.scoring import bootstrap, table
 from mmspeech.scoring.bootstrap import Interval
 
 GAP = "\0"  # stands for no word; cannot be part of a text
@@ -150,20 +150,29 @@ def words_of(text: str) -> list[str]:
 
 
 def described(score: dict[str, object]) -> str:
-    """The rates in one line, for people."""
+    """The rates in one line, for people; with what they are not comparable without."""
     interval = f"[{score['wer_low']:.2f}, {score['wer_high']:.2f}]"
-    return f"WER {score['wer']:.2f} % {interval}, CER {score['cer']:.2f} %, {score['words']} words"
+    return f"WER {score['wer']:.2f} % {interval}, CER {score['cer']:.2f} %, {score['words']} words{condition(score)}"
+
+
+def condition(info: Mapping[str, object]) -> str:
+    """`, noise #8ff9740d, 2 cuts set aside`: which noise was added to a decoded set, and what is not in it."""
+    noisy = info.get("noise") not in (None, "clean", table.ANY)
+    noise = f", noise {table.hash_mark(str(info.get('noise_hash') or ''))}" if noisy else ""
+    return noise + (f", {info['set_aside']} cut(s) set aside" if info.get("set_aside") else "")
 
 
 def aligned_text(decoded: Decoded, score: dict[str, object]) -> str:
     """What wer.txt holds: the rate, then four lines per utterance in columns, words that differ in plain sight."""
     what = " ".join(str(decoded.info[key]) for key in ("set", "modality", "noise") if decoded.info.get(key))
     lines = [
-        f"# {what}: {described(score)}",
+        f"# {what}: {described(decoded.info | score)}",
         f"# {score['words']} words in {score['sentences']} sentences: {score['substitutions']} substitutions, "
         f"{score['deletions']} deletions, {score['insertions']} insertions",
         "# op: C correct, S substitution, D deletion, I insertion; csid: how many of each",
     ]
+    if decoded.info.get("noise_hash"):
+        lines.append(f"# sha256 of the frozen noise: {decoded.info['noise_hash']}")
     for name, reference, hypothesis in zip(decoded.ids, decoded.references, decoded.hypotheses, strict=True):
         pairs = align(words_of(reference), words_of(hypothesis))
         shown = [(pair.reference or "***", pair.hypothesis or "***", pair.operation) for pair in pairs]

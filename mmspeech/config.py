@@ -116,8 +116,9 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        is_settings = isinstance(old, dict) and isinstance(value, Mapping) and all(str(k).isidentifier() for k in old)
-        merged[key] = _merge(old, value) if is_settings else value
+        if isinstance(old, dict) and isinstance(value, Mapping) and all(str(k).isidentifier() for k in old):
+            value = _merge(old, value)
+        merged[key] = value
     return merged
 
 

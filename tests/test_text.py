@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmspeech.data.text import Tokenizer, TokenizerConfig, train_tokenizer
+from mmspeech.data.text import Tokenizer, TokenizerConfig, normalise, train_tokenizer
 from mmspeech.errors import UserError
 
 TEXTS = [
@@ -37,9 +37,7 @@ def test_words_are_numbered_by_frequency():
     assert tokenizer.decode([5, 3, 2]) == "one <unk>"
 
 
-@pytest.mark.parametrize(
-    ("kind", "size"), [("unigram", 1000), ("unigram", 8), ("words", 1000), ("characters", 1000), ("unigram", None)]
-)
+@pytest.mark.parametrize(("kind", "size"), [("unigram", 8), ("words", 1000), ("characters", 1000), ("unigram", None)])
 def test_impossible_size_names_a_possible_one(kind, size):
     """The size named in the message works."""
     with pytest.raises(UserError, match=r"tokenizer\.size: .*; set (?P<words>at \w+ )?\w+") as caught:
@@ -49,6 +47,19 @@ def test_impossible_size_names_a_possible_one(kind, size):
             next(word for word in str(caught.value).rpartition("; set ")[2].replace(",", "").split() if word.isdigit())
         )
         assert train_tokenizer(TEXTS, TokenizerConfig(kind=kind, size=possible)).size == possible
+
+
+@pytest.mark.parametrize("texts", [TEXTS, ["hello there", "you"], ["a"]])
+def test_unigrams_are_as_many_as_a_small_text_supports(texts, capsys):
+    """A size that is too large says so in one line and gives the largest that fits: one more does not."""
+    tokenizer = train_tokenizer(texts, TokenizerConfig(kind="unigram", size=1000))
+    size = tokenizer.size
+    said = f"tokenizer.size: 1000 unigram pieces, but these texts support {size}; made {size}"
+    assert capsys.readouterr().err.splitlines() == [said]
+    assert [tokenizer.decode(tokenizer.encode(text)) for text in texts] == [normalise(text) for text in texts]
+    assert train_tokenizer(texts, TokenizerConfig(kind="unigram", size=size)).symbols == tokenizer.symbols
+    assert capsys.readouterr().err == ""
+    assert train_tokenizer(texts, TokenizerConfig(kind="unigram", size=size + 1)).size == size
 
 
 def test_no_text_is_an_error():

@@ -192,6 +192,18 @@ def test_every_parameter_gets_a_gradient_from_every_kind_of_batch():
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
+def test_learned_vector_cannot_stand_among_bytes():
+    """Mouth tracks are bytes: an embedding would be cut to 0 there, so the setting is refused and named."""
+    masks = {"audio": SpanMask(probability=0.8, length=10), "video": SpanMask(probability=0.3, length=5)}
+    with pytest.raises(UserError, match=r"objective\.input_masks\.video\.replace: .*\(uint8\).*replace: other_frames"):
+        objective(input_masks=masks).draw(batch(), 0)
+    as_numbers = batch()
+    as_numbers.streams["video"] = as_numbers.streams["video"].float()  # the same masks stand where vectors fit
+    model = objective(input_masks=masks)
+    model(model.draw(as_numbers, 0), 0).parts["masked"][0].backward()
+    assert model.mask_embeddings["video"].grad.abs().max() > 0
+
+
 def test_shares_that_do_not_add_up_are_refused():
     with pytest.raises(UserError, match=r"add up to 1, not 0\.9"):
         UHubertConfig(num_units=5, modality_dropout={"audio+video": 0.5, "audio": 0.4})

@@ -1,5 +1,7 @@
 """How the faces of the embedded corpus are drawn: what stands still once per speaker, mouth and jaw in every frame."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -103,10 +105,10 @@ def _paint_still(look: Look, points: NDArray[np.float64]) -> NDArray[np.uint8]:
             image[:] = cv2.addWeighted(image, 1.0 - soft, target, soft, 0.0)
 
     shade = np.linspace(1.15, 0.8, size)[:, None, None] * np.linspace(0.9, 1.1, size)[None, :, None]
-    image = np.clip(shade * look.background, 0, 255).astype(np.uint8)
+    image: NDArray[Any] = np.clip(shade * look.background, 0, 255).astype(np.uint8)
     blob(0.0, 4.6, 2.6, 1.7, rng.uniform(30, 200, 3))  # shoulders
     blob(0.0, 0.0, 1.68 * look.face_width, 1.95, hair)
-    cv2.rectangle(image, at((-0.75, 1.6)), at((0.75, 3.3)), as_color(0.82 * skin), -1)  # neck
+    cv2.rectangle(image, at((-0.75, 1.6)).tolist(), at((0.75, 3.3)).tolist(), as_color(0.82 * skin), -1)  # neck
     for side in (-1.0, 1.0):
         blob(side * 1.55 * look.face_width, 0.45, 0.17, 0.36, 0.92 * skin)
     forehead = [(1.5 * np.cos(a) * look.face_width, -0.05 - 1.35 * np.sin(a)) for a in np.linspace(0, np.pi, 13)[1:-1]]
@@ -136,7 +138,7 @@ def _paint_still(look: Look, points: NDArray[np.float64]) -> NDArray[np.uint8]:
             cv2.polylines(image, [at(eye[[0, 5, 4, 3]])], False, as_color(0.4 * skin), 3, cv2.LINE_AA)
         else:
             mask = np.zeros((size, size), np.uint8)
-            cv2.fillPoly(mask, [at(eye)], 255, cv2.LINE_AA)
+            cv2.fillPoly(mask, [at(eye)], (255,), cv2.LINE_AA)
             ball = np.full_like(image, 232)
             centre = tuple(map(int, at(eye.mean(0))))
             cv2.circle(ball, centre, int(0.12 * unit), as_color(look.iris), -1, cv2.LINE_AA)
@@ -164,10 +166,11 @@ def _paint_still(look: Look, points: NDArray[np.float64]) -> NDArray[np.uint8]:
                 5,
                 cv2.LINE_AA,
             )
-        cv2.line(image, at((-0.2, 0.0)), at((0.2, 0.0)), (35, 35, 40), 5, cv2.LINE_AA)
+        cv2.line(image, at((-0.2, 0.0)).tolist(), at((0.2, 0.0)).tolist(), (35, 35, 40), 5, cv2.LINE_AA)
     grain = cv2.GaussianBlur(rng.normal(0.0, 14.0, (size, size, 1)).astype(np.float32), (0, 0), 1.5)
     image = np.clip(image + grain.reshape(size, size, 1), 0, 255).astype(np.uint8)
-    return cv2.resize(image, (CANVAS, CANVAS), interpolation=cv2.INTER_AREA)
+    small: NDArray[Any] = cv2.resize(image, (CANVAS, CANVAS), interpolation=cv2.INTER_AREA)
+    return small
 
 
 def _fill(image: NDArray[np.uint8], polygon: NDArray[np.int32], color: Color) -> None:

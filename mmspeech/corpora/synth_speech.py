@@ -170,8 +170,8 @@ def _synthesize(text: str, voice: Voice) -> tuple[NDArray[np.float32], list[tupl
             word_start = sample
         elif kind == PHONEME:
             # The closure of a word's first stop lies between the word's event and the phone's: it is the phone's own.
-            closed = word_start is not None and sample - word_start < 0.1 * rate_hz
-            events.append(((word_start if closed else sample) / rate_hz, phone.decode().lstrip("',%="), position))
+            start = word_start if word_start is not None and sample - word_start < 0.1 * rate_hz else sample
+            events.append((start / rate_hz, phone.decode().lstrip("',%="), position))
             word_start = None
     return resample_poly(pcm, up, down).astype(np.float32), events
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -102,7 +103,7 @@ def film(
         frame = cv2.warpAffine(
             painting.frame(i), from_canvas[i], (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        planes = cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420)  # (SIZE * 3 / 2, SIZE)
+        planes: NDArray[Any] = cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420)  # (SIZE * 3 / 2, SIZE)
         luma = planes[:SIZE]
         if camera.blur > 0.3:
             cv2.GaussianBlur(luma, (5, 5), camera.blur, dst=luma)

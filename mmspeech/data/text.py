@@ -17,6 +17,7 @@ from typing import Literal
 import sentencepiece
 from lhotse import CutSet
 
+from mmspeech.console import say
 from mmspeech.errors import UserError
 from mmspeech.files import replacing, write_json
 
@@ -30,7 +31,9 @@ class TokenizerConfig:
     """What the text is cut into."""
 
     kind: Literal["unigram", "characters", "words"] = "unigram"
-    size: int | None = None  # entries, the four special ones included; words and characters: all there are by default
+    # Entries, the four special ones included. Unigrams: at most so many, a small corpus supports fewer; words and
+    # characters: all there are by default.
+    size: int | None = None
 
 
 class Tokenizer:
@@ -89,7 +92,8 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     """A tokenizer learned from texts.
 
-    Raises UserError if there is no text, or if the texts do not support the size asked for; it names one that they do.
+    Unigram pieces are as many as the texts support where they do not support the size asked for, which is said in a
+    line. Raises UserError if there is no text, or for another size that cannot be; it names one that can.
     """
     texts = [text for text in map(normalise, texts) if text]
     if not texts:
@@ -150,11 +154,9 @@ def _train_unigram(texts: list[str], size: int) -> bytes:
         # "Vocabulary size too high (N). Please set it to a value <= M.", or that N is below the M characters needed.
         if "ocabulary size" not in str(error):
             raise
-        if largest := re.search(r"value <= (\d+)", str(error)):
-            raise UserError(
-                f"tokenizer.size: {size} unigram pieces, but these texts support at most {largest[1]}; "
-                f"set {largest[1]} or fewer"
-            ) from None
+        if (largest := re.search(r"value <= (\d+)", str(error))) and int(largest[1]) < size:
+            say(f"tokenizer.size: {size} unigram pieces, but these texts support {largest[1]}; made {largest[1]}")
+            return _train_unigram(texts, int(largest[1]))
         smallest = len(SPECIAL) + len(set("".join(texts).replace(" ", SPACE)) | {SPACE})
         raise UserError(
             f"tokenizer.size: {size} unigram pieces do not hold the characters of these texts; set at least {smallest}"

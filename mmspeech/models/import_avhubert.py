@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -53,6 +54,19 @@ def encoder_state(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
                     state[renamed] = tensor.squeeze(1) if renamed.endswith("resnet.stem.weight") else tensor
                     break
     return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def objective_state(public: Mapping[str, Tensor], masking: Literal["input", "feature"] = "input") -> dict[str, Tensor]:
+    """The entries of a pre-trained public checkpoint's `model`, with one set of labels, as UHubert's state.
+
+    `masking` is the checkpoint's `masking_type`: it says whether its one mask embedding stands for frames of audio or
+    for fused ones. Units keep the public ids: the first four are special, cluster c is c + 4.
+    """
+    state = {f"encoder.{name}": tensor for name, tensor in encoder_state(public).items()}
+    state["mask_embeddings.audio" if masking == "input" else "mask_embeddings.fused"] = public["mask_emb"].clone()
+    state["codebook"] = public["label_embs_concat"].clone()
+    state |= {f"project.{part}": public[f"final_proj.{part}"].clone() for part in ("weight", "bias")}
+    return state
 
 
 DECODER_NAMES = {

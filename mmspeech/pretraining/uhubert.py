@@ -57,7 +57,7 @@ class UHubertConfig:
     temperature: float = 0.1  # divides the cosine of frame and unit embedding
     masked_weight: float = 1.0
     unmasked_weight: float = 1.0  # of visible frames in the loss, as in the public LARGE; 0 = masked only (BASE)
-    feature_penalty: float = 10.0  # times the mean square of the fused features before the layer norm
+    feature_penalty: float = 10.0  # times the mean square of the fused features before the layer norm, in real frames
 
     def __post_init__(self) -> None:
         check_shares(self.modality_dropout, "modality_dropout")
@@ -79,8 +79,8 @@ class UHubert(nn.Module):
             raise UserError(f"objective.input_masks: none for stream {', '.join(sorted(bare))}; add a mask for it")
         by_input = config.masking == "input"
         self.input_masks = {name: config.input_masks[name] for name in encoder.modalities if by_input}
-        shapes = {
-            name: encoder.frontends[name].item_shape
+        shapes: dict[str, tuple[int, ...]] = {
+            name: encoder.frontends[name].item_shape  # type: ignore[misc]
             for name, mask in self.input_masks.items()
             if mask.replace == "embedding"
         } or {"fused": (encoder.dim,)}
@@ -111,7 +111,7 @@ class UHubert(nn.Module):
             for name in [name for name in self.input_masks if name in batch.streams]:
                 # A dropped stream's mask still counts, as in the public code: lips alone are asked for the units of
                 # frames that they show, where the sound would have been masked.
-                masked |= self._mask_input(batch, name, batch.lengths[name].numpy(), size)
+                masked |= self._mask_input(batch, name, size)
         highest = int(batch.targets["units"].max())
         if highest >= config.num_units:
             raise UserError(
@@ -140,7 +140,8 @@ class UHubert(nn.Module):
             masked=batch.drawn.get("mask/fused"),
             mask_embedding=self.mask_embeddings["fused"] if config.masking == "feature" else None,
         )
-        parts, logs = {}, {}
+        parts: dict[str, tuple[Tensor, float]] = {}
+        logs: dict[str, tuple[Tensor, Tensor | float]] = {}
         weights = {"masked": config.masked_weight, "unmasked": config.unmasked_weight}
         names = [name for name in weights if f"predicted/{name}" in batch.drawn]
         places = [batch.drawn[f"predicted/{name}"] for name in names]
@@ -164,9 +165,18 @@ class UHubert(nn.Module):
         keys = self._keys(batch, f"mask/{name}")
         return draw_spans(keys, frames, size, probability=mask.probability, length=mask.length)
 
-    def _mask_input(self, batch: Batch, name: str, frames: np.ndarray, size: int) -> np.ndarray:
-        """Draw one stream's mask and what replaces its masked frames; returns the mask (N, T)."""
-        mask = self.input_masks[name]
+    def _mask_input(self, batch: Batch, name: str, size: int) -> np.ndarray:
+        """Draw one stream's mask and what replaces its masked frames; returns the mask (N, T).
+
+        Raises UserError if an embedding is to stand among whole numbers, such as the bytes of mouth tracks.
+        """
+        mask, frames = self.input_masks[name], batch.lengths[name].numpy()
+        if mask.replace == "embedding" and not (stream := batch.streams[name]).is_floating_point():
+            # Cast to them it would be cut to 0 and never learn.
+            raise UserError(
+                f"objective.input_masks.{name}.replace: embedding, but this stream is read as whole numbers "
+                f"({str(stream.dtype).removeprefix('torch.')}), where no learned vector fits; set replace: other_frames"
+            )
         masked = self._draw_spans(batch, name, mask, frames, size)
         if mask.replace == "embedding":
             batch.drawn[f"mask/{name}"] = torch.from_numpy(masked)

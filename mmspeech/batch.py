@@ -11,15 +11,15 @@ from torch import Tensor
 class Batch:
     """N items, padded; streams may be frames, tokens or clips, each with its own lengths.
 
-    `lengths`, `present`, `ids`, `texts`, `passes` and `counts` stay on the host, whatever the device: what it must know
-    to decide anything (who has a stream, which frames are real) then never waits for the device.
+    `lengths`, `target_lengths`, `present`, `ids`, `texts`, `passes` and `counts` stay on the host, whatever the device:
+    what it must know to decide anything (who has a stream, which frames are real) then never waits for the device.
     """
 
     ids: list[str]  # N cut or line ids
     streams: dict[str, Tensor]  # name -> (N, T, ...); rows of items without the stream hold zeros
     lengths: dict[str, Tensor]  # name -> (N,) int64 on the host; 0 where the item lacks the stream
     targets: dict[str, Tensor] = field(default_factory=dict)  # name -> (N, U) int64, e.g. units, tokens
-    target_lengths: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,) int64
+    target_lengths: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,) int64 on the host
     present: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,) bool on the host: who has the stream
     texts: list[str] = field(default_factory=list)  # N reference transcripts, "" where there is none
     passes: list[int] = field(default_factory=list)  # N: how often the source had given the item before
@@ -28,6 +28,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def frames(self) -> Tensor:
+        """(N,) int64 on the host: frames of each item's longest stream, of those that are present."""
+        own = (length * self.present.get(name, length > 0) for name, length in self.lengths.items())
+        return torch.stack(list(own)).amax(0)
 
     @property
     def device(self) -> torch.device:
@@ -43,7 +49,6 @@ class Batch:
             self,
             streams=move(self.streams),
             targets=move(self.targets),
-            target_lengths=move(self.target_lengths),
             drawn=move(self.drawn),
         )
 
@@ -57,7 +62,6 @@ class Batch:
             self,
             streams=pin(self.streams),
             targets=pin(self.targets),
-            target_lengths=pin(self.target_lengths),
         )
 
 

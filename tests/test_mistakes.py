@@ -140,6 +140,23 @@ def test_missing_file_or_folder_is_named_and_nothing_is_made(fails, tmp_path, li
             ["cuts.jsonl.gz: no cut has 0.2 to 0.3 s", "data.max_s"],
         ),
         ("pretrain  {pretrain}  {out}  --set  data.streams.emg={{reader: array, field: emg}}", ["`data.streams.emg`"]),
+        (
+            "pretrain  {pretrain}  {out}  --set  data.streams.audio.bins=80",
+            ["data.streams.audio.bins", "there is none"],
+        ),
+        ("pretrain  {pretrain}  {out}  --set  data.streams.video.corp=20", ["streams.video.corp", "size, crop"]),
+        ("pretrain  {pretrain}  {out}  --set  data.streams.video.reader=array", ["no setting of `array`"]),
+        ("pretrain  {pretrain}  {out}  --set  data.streams.video.crop=22", ["frames of 22x22", "takes 20x20"]),
+        ("pretrain  {pretrain}  {out}  --set  model.streams.audio={{frontend: linear}}", ["audio.size: missing"]),
+        ("pretrain  {pretrain}  {out}  --set  objective.modality_dropout={{audio+lips: 1.0}}", ["stream `lips`"]),
+        ("pretrain  {pretrain}  {out}  --set  data.max_batch_s=0", ["max_batch_s: 0", "above 0"]),
+        ("pretrain  {pretrain}  {out}  --set  data.workers=-1", ["workers: -1"]),
+        ("pretrain  {pretrain}  {out}  --set  init={folder}", ["encoder.safetensors: no such file"]),
+        ("finetune  {finetune}  {out}  --encoder  {encoder}  --set  data.trim_s=0.5", ["data.trim_s", "transcripts"]),
+        (
+            "finetune  {finetune}  {out}  --encoder  {encoder}  --set  data.streams.audio.reader=logmel",
+            ["`data.streams`", "streams: [audio]"],
+        ),
         ("pretrain  {pretrain}  {out}  --set  objective.num_units=4", ["objective.num_units: 4", "a unit 6"]),
     ],
 )
@@ -178,16 +195,39 @@ def test_weights_that_were_cut_off_are_named(fails, world, tmp_path):
         assert ".safetensors: not a complete file of weights" in fails(line, half=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("setting", "text"), [("model.dim=32", "has shape (16, 104)"), ("model.num_layers=3", "has no")]
-)
-def test_run_is_not_gone_on_with_as_a_model_of_another_size(fails, world, tmp_path, setting, text):
-    """The checkpoint is named and stays; with the old sizes the run goes on."""
+@pytest.mark.parametrize("setting", ["model.dim=32", "training.lr=0.02", "data.max_s=20", "objective.temperature=0.2"])
+def test_run_is_not_gone_on_with_as_another(fails, world, tmp_path, setting):
+    """Checkpoints of other settings would pass for the result of these: the key is named, the checkpoints stay."""
     shutil.copytree(world.folder / "pretrain", tmp_path / "exp")
     said = fails("pretrain  {pretrain}  {exp}  --set  {setting}", exp=tmp_path / "exp", setting=setting)
-    assert f"exp/checkpoints/step-0000002.ckpt: {text}" in said.replace("`encoder.frontends.audio.project.weight` ", "")
+    assert f"exp: its checkpoints are of a run of another `{setting.split('=')[0]}`" in said and "to begin anew" in said
     assert checkpoint.kept(tmp_path / "exp" / "checkpoints") == [2]
-    assert command("pretrain", world.pretrain, tmp_path / "exp", "--set", "training.updates=3") == 0
+    longer = ("--set", "training.updates=3", "--set", "data.workers=1")
+    assert command("pretrain", world.pretrain, tmp_path / "exp", *longer) == 0
+    assert checkpoint.kept(tmp_path / "exp" / "checkpoints")[-1] == 3
+
+
+def test_recognizer_of_another_encoder_is_not_taken_for_this_ones(fails, world, tmp_path):
+    """The same fine-tuning on an encoder trained for longer: another run, although all shapes fit."""
+    longer = ("--set", "training.updates=3")
+    assert command("pretrain", world.pretrain, tmp_path / "longer", *longer) == 0
+    shutil.copytree(world.folder / "finetune", tmp_path / "exp")
+    line = "finetune  {finetune}  {exp}  --encoder  {other}"
+    said = fails(line, exp=tmp_path / "exp", other=tmp_path / "longer" / "encoder")
+    assert "of other cuts or another encoder" in said
+    shutil.copytree(world.encoder, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "exp" / "model")
+    assert command("finetune", world.finetune, tmp_path / "exp", "--encoder", tmp_path / "moved") == 0
+
+
+def test_checkpoint_of_another_model_names_what_does_not_fit(fails, world, tmp_path):
+    """Copied from elsewhere, without the note of what it was made from."""
+    for setting, text in (("model.dim=32", "has shape (16, 104)"), ("model.num_layers=3", "has no")):
+        exp = tmp_path / setting
+        shutil.copytree(world.folder / "pretrain" / "checkpoints", exp / "checkpoints")
+        said = fails("pretrain  {pretrain}  {exp}  --set  {setting}", exp=exp, setting=setting)
+        said = said.replace("`encoder.frontends.audio.project.weight` ", "")
+        assert f"checkpoints/step-0000002.ckpt: {text}" in said
 
 
 @contextlib.contextmanager
@@ -237,9 +277,9 @@ def test_full_disk_at_the_end_of_a_run_is_told_too(fails, world, tmp_path):
 
 
 def test_full_disk_is_told_whatever_is_written(fails):
-    """The log of a run, the record of a stage, frames, hypotheses."""
+    """The first file of a run, the record of a stage, frames, hypotheses."""
     with small_disk(200):
-        assert "log.txt: could not be written" in fails("pretrain  {pretrain}  {out}")
+        assert "begun.json: could not be written" in fails("pretrain  {pretrain}  {out}")
     with small_disk(500):
         said = fails("extract  features  {cuts}  {out}/features  --feature  mfcc")
         assert "cuts-00000.bin: could not be written" in said

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from cuts import PRETRAIN, command, write_cuts, write_run
+from cuts import FINETUNE, PRETRAIN, command, write_cuts, write_run
 from safetensors.torch import load_file
 
 from mmspeech import dist
@@ -43,9 +44,11 @@ def whole(conf) -> Path:
     return conf.parent / "whole"
 
 
-def start(conf: Path, exp: Path, *torchrun: str) -> subprocess.Popen:
+def start(
+    conf: Path, exp: Path, *torchrun: str, command: str = "pretrain", more: Sequence[object] = ()
+) -> subprocess.Popen:
     """The command in a process group of its own; its words go to EXP.txt, not a pipe that its workers keep open."""
-    words = [sys.executable, *torchrun, "-m", "mmspeech", "pretrain", str(conf), str(exp)]
+    words = [sys.executable, *torchrun, "-m", "mmspeech", command, str(conf), str(exp), *map(str, more)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with open(exp.with_suffix(".txt"), "w") as text:
         return subprocess.Popen(words, env=env, stdout=text, stderr=text, start_new_session=True)
@@ -148,6 +151,27 @@ def test_run_of_one_rank_is_finished_by_two(conf, whole):
     for line, other in zip(lines, told(whole, "train"), strict=True):  # dropout differs, data and masks do not
         assert line["hours"] == other["hours"] and line["lr"] == other["lr"]
         assert line["loss"] == pytest.approx(other["loss"], rel=0.2)
+
+
+def test_sharded_runs_write_whole_models(tmp_path):
+    """FSDP2 on two ranks, from pre-training to a recognizer: both files load in one process, and decode."""
+    cuts = write_cuts(tmp_path / "cuts", [0.6 + 0.1 * (i % 5) for i in range(8)], lips=range(8))
+    data = {"data.cuts": [cuts], "data.valid_cuts": [cuts], "training.parallel": "fsdp2"}
+    pretrain, finetune = tmp_path / "pretrain", tmp_path / "finetune"
+    ranks = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    for words in (
+        ("pretrain", write_run(tmp_path / "pretrain.yaml", PRETRAIN, data), pretrain),
+        ("finetune", write_run(tmp_path / "ft.yaml", FINETUNE, data), finetune, "--encoder", pretrain / "encoder"),
+    ):
+        process = start(words[1], words[2], *ranks, command=words[0], more=words[3:])
+        try:
+            assert process.wait(timeout=120) == 0, words[2].with_suffix(".txt").read_text()
+        finally:
+            end(process)
+    for folder, last in ((pretrain / "encoder", "encoder"), (finetune / "model", "model")):
+        weights = load_file(folder / f"{last}.safetensors")
+        assert all(tensor.numel() and tensor.isfinite().all() for tensor in weights.values())
+    assert command("decode", finetune / "model", cuts, tmp_path / "decode", "--modality", "av") == 0
 
 
 @pytest.mark.parametrize("ranks", [(1, 2), (2, 1), (3, 2)])

@@ -13,6 +13,7 @@ from training_toys import Toy, ToyGroups, item, join, kill_self_before, on_ranks
 from mmspeech.batch import Batch, Loss
 from mmspeech.errors import UserError
 from mmspeech.training import trainer
+from mmspeech.training.validate import Best
 
 CPU = torch.device("cpu")
 DEAL = [[[0, 1], [2, 3]]]
@@ -96,6 +97,14 @@ def test_best_last_and_average_are_what_they_say(tmp_path):
     last = [read(folder / f"step-{u:07d}.ckpt")["model"]["head.weight"] for u in (8, 10)]
     torch.testing.assert_close(used.head.weight.detach(), (last[0] + last[1]) / 2)
     assert (folder / "average-2.safetensors").exists()
+
+
+def test_a_figure_that_is_no_number_is_never_the_best():
+    """A first one would stay for ever: nothing is smaller than it."""
+    best = Best("loss")
+    assert not best.better({"loss": float("nan")}, 1) and best.update is None
+    assert best.better({"loss": 3.0}, 2) and not best.better({"loss": float("nan")}, 3)
+    assert (best.value, best.update) == (3.0, 2)
 
 
 def test_unknown_figure_to_select_by_is_named(tmp_path):
@@ -195,6 +204,27 @@ def test_longest_batch_is_tried_first_and_leaves_no_trace(tmp_path, capsys):
     assert metrics(tmp_path / "tried", "train") == metrics(tmp_path / "plain", "train")
     for name, weights in plain.state_dict().items():
         assert torch.equal(weights, tried.state_dict()[name]), name
+
+
+class Shy(Toy):
+    """Frozen at first, and its draws leave out lips; notes what the rehearsal gave it."""
+
+    def draw(self, batch: Batch, update: int) -> Batch:
+        batch = super().draw(batch, update)
+        batch.present = {name: torch.zeros(len(batch), dtype=torch.bool) for name in batch.streams}
+        return batch
+
+    def forward(self, batch: Batch, update: int) -> Loss:
+        if len(batch) == 50:
+            self.tried = (update, {name: bool(present.all()) for name, present in batch.present.items()})
+        return super().forward(batch, update)
+
+
+def test_longest_batch_is_tried_thawed_and_with_all_streams(tmp_path):
+    """As in the last update: what is frozen, or dropped by chance, would need its memory later."""
+    shy = Shy()
+    train(tmp_path, shy, Rehearsed(DEAL))
+    assert shy.tried == (10, {"audio": True, "video": True})
 
 
 class Hungry(Toy):

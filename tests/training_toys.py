@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -48,7 +49,7 @@ class Trunk(nn.Module):
 
     def encode(self, x: torch.Tensor) -> Hidden:
         for block in self.blocks:
-            if not (self.training and self.drop and torch.rand(()) < self.drop):
+            if not (self.training and self.drop and random.random() < self.drop):
                 x = block(x)
         return Hidden(torch.sigmoid(x * self.scale) * self.scale)
 

@@ -1,8 +1,8 @@
 """A Transformer encoder over frames, pre-norm or post-norm, with the outputs of chosen blocks from one pass."""
 
+import random
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -122,8 +122,10 @@ class TransformerEncoder(nn.Module):
             x = self.norm(x)
         x = self.dropout(x)
         attend = valid[:, None, None, :]
-        # Decided on the host: which blocks run must not wait for the device.
-        kept = torch.rand(len(self.blocks)) >= self.layer_drop if self.training and self.layer_drop else None
+        # Decided on the host, by a generator that dropout does not touch: which blocks run must not wait for the
+        # device, and be the same on all ranks that share sharded blocks, whatever the size of their batches.
+        drops = self.training and self.layer_drop > 0
+        kept = [random.random() >= self.layer_drop for _ in self.blocks] if drops else None
         outputs: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks, start=1):
             if kept is None or kept[number - 1]:

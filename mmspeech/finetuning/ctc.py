@@ -65,7 +65,7 @@ class CTC(nn.Module):
         """The loss of a drawn batch on the device."""
         encoded = encode(self.encoder, batch, self.config.encoder, update)
         logits = self.project(self.dropout(encoded.frames))
-        return Loss(parts={"ctc": (ctc_loss(logits, encoded.lengths, batch), 1.0)})
+        return Loss(parts={"ctc": (ctc_loss(logits, batch), 1.0)})
 
     @torch.inference_mode()
     def generate(self, batch: Batch, search: CTCSearchConfig | None = None) -> list[list[Hypothesis]]:
@@ -78,18 +78,18 @@ class CTC(nn.Module):
         return prefix_beam_search(log_probs, encoded.lengths, BLANK, beam=search.beam, nbest=search.nbest)
 
 
-def ctc_loss(logits: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+def ctc_loss(logits: Tensor, batch: Batch) -> Tensor:
     """Negative log probability of `targets["text"]` without their end symbols, summed over the items.
 
     An item with more tokens (and blanks between equal ones) than frames has no alignment; it counts 0.
 
     Args:
-        logits: (N, T, V).
-        lengths: (N,) frames.
+        logits: (N, T, V); the lengths, which torch wants on the host, are those of the batch.
     """
     log_probs = logits.float().log_softmax(-1).transpose(0, 1)  # (T, N, V)
     num_tokens = (batch.target_lengths["text"] - 1).clamp(min=0)
     losses = F.ctc_loss(
-        log_probs, batch.targets["text"], lengths, num_tokens, BLANK, reduction="none", zero_infinity=True
+        log_probs, batch.targets["text"], batch.frames, num_tokens, BLANK, reduction="none", zero_infinity=True
     )
-    return losses.masked_fill(batch.target_lengths["text"] == 0, 0.0).sum()
+    lacking = (batch.target_lengths["text"] == 0).to(losses.device, non_blocking=True)
+    return losses.masked_fill(lacking, 0.0).sum()

@@ -69,7 +69,7 @@ class Seq2Seq(nn.Module):
         logits = self.decoder(shift_right(targets), encoded.frames, encoded.lengths)
         parts = {"seq2seq": (label_smoothed_loss(logits, targets, config.label_smoothing), 1 - config.ctc_weight)}
         if self.ctc_project is not None:
-            ctc = ctc_loss(self.ctc_project(encoded.frames), encoded.lengths, batch)
+            ctc = ctc_loss(self.ctc_project(encoded.frames), batch)
             parts["ctc"] = (ctc, config.ctc_weight)
         real = targets != PAD
         right = ((logits.argmax(-1) == targets) & real).sum()

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
@@ -121,13 +122,13 @@ def gradient_sync(model: nn.Module, *, enabled: bool) -> Iterator[None]:
 
 
 def agree_on_host_draws(model: nn.Module, *key: object) -> None:
-    """Under FSDP2, let the host's generator go on alike on all ranks.
+    """Under FSDP2, let Python's generator go on alike on all ranks.
 
     What is drawn there, such as which blocks are dropped, decides who gathers which parameters when: ranks that differ
-    would wait for ever. Draws on a GPU (dropout) stay each rank's own.
+    would wait for ever. Draws of torch (dropout) stay each rank's own.
     """
     if isinstance(model, FSDPModule):
-        torch.default_generator.manual_seed(seeds.stable_hash("host", *key))
+        random.seed(seeds.stable_hash("host", *key))
 
 
 def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> contextlib.AbstractContextManager:

@@ -1,11 +1,14 @@
 """What a recipe's run.sh does between preparation and report: which iterations, which fine-tunings, which tests.
 
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/synth.yaml pretrain      prints the value, one line per entry
+python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy          the files that train with noise
 """
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from mmspeech import config as configs
 from mmspeech.errors import UserError
@@ -21,6 +24,8 @@ class Plan:
     clusters: list[int]  # per iteration, size of the codebook
     cluster: str = "--share 0.1"  # options of `mmspeech cluster fit`; AV-HuBERT learns from a tenth of the utterances
     finetune: list[str]  # one YAML per recognizer
+    labelled: list[Literal["trainval", "pretrain+trainval"]] = field(default_factory=list)  # per recognizer, what it
+    # is tuned on: of LRS3 30 h or 433 h; without entries, each on trainval
     modality: str = "av,a,v"  # streams that every recognizer is tested with
     noise: str = "clean,babble:0"  # and noises
     search: list[str] = field(default_factory=list)  # settings of the search: beam=5
@@ -30,20 +35,42 @@ class Plan:
             raise UserError("pretrain:, units: and clusters: need one entry per iteration each; add what is missing")
         if self.units and self.units[0] != "mfcc":
             raise UserError(f"units: the first iteration has no layer {self.units[0]}; start with mfcc")
+        if not self.labelled:
+            object.__setattr__(self, "labelled", ["trainval"] * len(self.finetune))
+        if len(self.labelled) != len(self.finetune):
+            raise UserError("labelled: needs one entry per file of finetune:, or none; add what is missing")
+
+
+def noisy(files: Iterable[Path]) -> list[Path]:
+    """Those that mix noise into what they train on and do not say where it lies: they need --musan.
+
+    Raises UserError for a file that is missing or is not YAML.
+    """
+    found = []
+    for file in files:
+        noise = (configs.read(file).get("data") or {}).get("noise")
+        # As NoiseConfig has it, whose import would take longer than all else here: named, it falls on a quarter.
+        if noise and noise.get("probability", 0.25) > 0 and not noise.get("cuts"):
+            found.append(file)
+    return found
 
 
 def main() -> None:
     """Print one field of a plan, one line per entry of a list."""
     try:
-        file = Path(sys.argv[1])
-        value = getattr(configs.load(file, Plan), sys.argv[2])
+        file, key = Path(sys.argv[1]), sys.argv[2]
+        plan = configs.load(file, Plan)
+        if key == "noisy":
+            value = noisy(file.parent / name for name in [*plan.pretrain, *plan.finetune])
+        else:
+            value = getattr(plan, key)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     lines = value if isinstance(value, list) else [value]
-    if sys.argv[2] in ("pretrain", "finetune"):
+    if key in ("pretrain", "finetune"):
         lines = [file.parent / line for line in lines]
-    print(*lines, sep="\n")
+    print("\n".join(map(str, lines)))
 
 
 if __name__ == "__main__":

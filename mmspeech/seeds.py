@@ -6,9 +6,12 @@ purpose never moves the numbers of another.
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def stable_hash(*key: object) -> int:
@@ -22,8 +25,10 @@ def numpy_rng(*key: object) -> np.random.Generator:
     return np.random.default_rng(stable_hash(*key))
 
 
-def torch_rng(*key: object) -> torch.Generator:
+def torch_rng(*key: object) -> "torch.Generator":
     """A CPU torch generator for the key."""
+    import torch  # here: scoring draws from numpy alone, and torch takes longer to load than scoring takes
+
     return torch.Generator().manual_seed(stable_hash(*key))
 
 

@@ -72,6 +72,14 @@ def test_bad_clips_are_set_aside_with_their_reasons_and_the_rest_goes_on(run, tm
     assert not list((tmp_path / "out").rglob(".*")), "no half-written file stays"
 
 
+def test_clips_too_long_to_train_on_are_counted_with_advice(run, tmp_path):
+    """The loader leaves out what is longer than its limit; who prepares such clips hears of it at once."""
+    good_clip(tmp_path / "own" / "a" / "short.mp4")
+    write_clip(tmp_path / "own" / "a" / "talk.wav", None, beep(81.0, 0.5, 8_000), rate=8_000)
+    code, said = run("prepare", "clips", tmp_path / "own", tmp_path / "out", "--jobs", 1)
+    assert code == 0 and "1 cut(s) are longer than 80 s, so training leaves them out; split" in said
+
+
 def test_strict_stops_at_the_first_bad_clip(run, tmp_path):
     good_clip(tmp_path / "own" / "a" / "1good.mp4")
     write_clip(tmp_path / "own" / "a" / "2silent.mp4", numbered_frames(25), None)

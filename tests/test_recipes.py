@@ -1,5 +1,6 @@
 """Every YAML of the recipes loads, plans point at files that exist, and run.sh explains itself."""
 
+import math
 import subprocess
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 
 from mmspeech import config as configs
 from mmspeech.cli import finetune, pretrain
+from mmspeech.data.noise import NoiseConfig
 from mmspeech.errors import UserError
-from mmspeech.plan import Plan
+from mmspeech.plan import Plan, noisy
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "recipes" / "lrs3" / "conf" / "uhubert"
@@ -41,6 +43,30 @@ def test_plans_name_files_that_exist(file):
         assert configs.read(file.parent / name)["objective"]["num_units"] == clusters
 
 
+@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
+def test_433_hours_of_labels_are_pretrain_and_trainval(file):
+    """A recognizer is tuned on the hours in its name; LRS3's trainval has 30."""
+    plan = configs.load(file, Plan)
+    for name, labelled in zip(plan.finetune, plan.labelled, strict=True):
+        assert labelled == ("pretrain+trainval" if "433h" in name else "trainval"), name
+
+
+def test_every_recognizer_of_the_papers_is_in_a_plan():
+    named = {name for file in CONF.glob("*.yaml") for name in configs.load(file, Plan).finetune}
+    assert {f"finetune/{file.name}" for file in CONF.glob("finetune/*[0-9]h-*.yaml")} <= named
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*/*-24gb.yaml")), ids=lambda file: file.stem)
+def test_a_variant_for_24_gb_makes_the_same_update_in_smaller_batches(file):
+    """Nothing else differs, and the longest clip still fits into a batch: else an update would hold more seconds."""
+    ours, base = configs.read(file), configs.read(file.with_name(file.name.replace("-24gb", "")))
+    assert ours["training"]["precision"] == "bf16"
+    assert base["data"]["max_batch_s"] / ours["data"]["max_batch_s"] == 2
+    assert ours["data"]["max_batch_s"] >= min(ours["data"]["max_s"], ours["data"].get("trim_s") or math.inf)
+    ours["data"]["max_batch_s"] = base["data"]["max_batch_s"]
+    assert ours == base
+
+
 def test_published_values_are_those_of_the_papers():
     """Spot checks against the tables: BASE iteration 1 and 5, LARGE, u-HuBERT."""
     load = lambda name: configs.load(CONF / "pretrain" / f"{name}.yaml", pretrain.UHubertRun)  # noqa: E731
@@ -56,6 +82,23 @@ def test_published_values_are_those_of_the_papers():
 def test_a_plan_whose_lists_do_not_match_is_refused():
     with pytest.raises(UserError, match="one entry per iteration"):
         Plan(pretrain=["a.yaml"], units=["mfcc"], clusters=[100, 200], finetune=[])
+    with pytest.raises(UserError, match="one entry per file of finetune"):
+        Plan(pretrain=[], units=[], clusters=[], finetune=["a.yaml", "b.yaml"], labelled=["trainval"])
+
+
+def test_noise_without_its_place_is_found_before_anything_runs(tmp_path):
+    """What NoiseConfig takes for noise: named, it falls on a quarter of the utterances."""
+    noises = {
+        "default": "{snr_db: [0, 5]}",
+        "given": "{probability: 0.5}",
+        "none": "{probability: 0}",
+        "placed": "{probability: 0.5, cuts: exp/noise}",
+    }
+    for name, noise in noises.items():
+        (tmp_path / f"{name}.yaml").write_text(f"data: {{noise: {noise}}}\n")
+    (tmp_path / "bare.yaml").write_text("seed: 1\n")
+    assert [path.stem for path in noisy(sorted(tmp_path.iterdir()))] == ["default", "given"]
+    assert NoiseConfig().probability == 0.25  # as plan.py has it
 
 
 def test_run_sh_explains_its_stages():

@@ -54,7 +54,9 @@ def label(
     codebook: Annotated[Path, typer.Argument(help="Folder of `mmspeech cluster fit`.")],
     out: Annotated[Path, typer.Argument(help="Folder to write: the same files of cuts, now with units.")],
     name: Name,
-    device: Annotated[str, typer.Option(help="Where distances are taken: cpu, cuda.")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="Where distances are taken: cpu or cuda; by default the GPU if there is one.")
+    ] = None,
     strict: Strict = False,
 ) -> None:
     """Give every frame of every cut its unit: the nearest centre of the codebook.
@@ -65,6 +67,7 @@ def label(
     """
     import torch
 
+    from mmspeech import dist
     from mmspeech.data import cutfiles, units
     from mmspeech.pretraining import kmeans
 
@@ -73,7 +76,8 @@ def label(
     if stage.is_current():
         check_strict(out, strict)
         return
-    centroids = torch.from_numpy(kmeans.Codebook.load(codebook).centroids).to(device)
+    place = torch.device(device) if device else dist.start()
+    centroids = torch.from_numpy(kmeans.Codebook.load(codebook).centroids).to(place)
     labelled = 0
     with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
         for path in cuts:
@@ -92,7 +96,7 @@ def label(
                             f"{cut.id}: its frames have {frames.shape[1]} values, but {codebook} was learnt from "
                             f"{centroids.shape[1]}; give the codebook of these frames"
                         )
-                    values = kmeans.assign(frames.to(device), centroids).cpu().numpy().astype("int32")
+                    values = kmeans.assign(frames.to(place), centroids).cpu().numpy().astype("int32")
                     del cut.custom[units.FEATURES]
                     cut.custom[f"units_{name}"] = shard.store(cut, values)
                     writer.write(cut)

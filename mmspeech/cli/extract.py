@@ -64,7 +64,9 @@ def features(
     modalities: Annotated[
         str | None, typer.Option(help="Streams it gets, e.g. audio,video; default: all it has.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one, for --feature the CPU.")
+    ] = None,
     batch_seconds: Annotated[float, typer.Option(min=1.0, help="Speech in one batch, padding included.")] = 120.0,
     jobs: Annotated[int, typer.Option(min=1, help="Threads that read ahead.")] = 2,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first cut that cannot be used.")] = False,
@@ -79,6 +81,7 @@ def features(
     """
     import torch
 
+    from mmspeech import dist
     from mmspeech.cli import extract_features
     from mmspeech.cli.cluster import check_names, check_strict
     from mmspeech.models.av_encoder import load_encoder
@@ -95,10 +98,10 @@ def features(
     if stage.is_current():
         check_strict(out, strict)
         return
-    place = torch.device(device)
-    if feature is not None:
-        extractor = extract_features.spectral(feature, place)
+    if feature is not None:  # reading takes longer than computing
+        extractor = extract_features.spectral(feature, torch.device(device or "cpu"))
     else:
+        place = torch.device(device) if device else dist.start()
         extractor = extract_features.from_encoder(load_encoder(encoder), layer, streams, place)
     with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
         written = sum(

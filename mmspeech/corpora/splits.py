@@ -21,6 +21,7 @@ from mmspeech import media
 from mmspeech.console import say
 from mmspeech.corpora import alignments
 from mmspeech.data.cutfiles import writing_cuts
+from mmspeech.data.loader import DataConfig
 from mmspeech.errors import UserError
 from mmspeech.files import Rejects, Stage, parallel_map
 from mmspeech.seeds import stable_hash
@@ -74,6 +75,7 @@ def write_splits(
     """
     counts: Counter[str] = Counter()
     hours: Counter[str] = Counter()
+    too_long = 0
     with stage.resuming() as folder, Rejects(folder / "rejected.jsonl", strict) as rejects, ExitStack() as stack:
         for item, reason in left_out:
             rejects.add(item, reason)
@@ -84,10 +86,16 @@ def write_splits(
                 writers[split].write(cut)
                 counts[split] += 1
                 hours[split] += cut.duration / 3600
+                too_long += split in ("pretrain", "trainval") and cut.duration > DataConfig.max_s
         if not counts:
             raise UserError(f"{folder}: none of {len(clips)} clips could be used; the reasons are in {rejects.path}")
     for split in SPLITS:
         say(f"{cuts_file(stage.output, split)}: {counts[split]} cuts, {hours[split]:.2f} h")
+    if too_long:
+        say(
+            f"{stage.output}: {too_long} cut(s) are longer than {DataConfig.max_s:g} s, so training leaves them out; "
+            "split such clips into shorter ones, each with its transcript"
+        )
 
 
 def cuts_file(folder: Path, split: str) -> Path:

@@ -15,18 +15,36 @@ exp=exp          # folder for everything that is made
 conf=            # plan: iterations, fine-tunings, tests; by default conf/uhubert/CORPUS.yaml
 nproc=1          # training processes on this machine, one per GPU
 jobs=$(nproc)    # processes that prepare and extract
-babbles=10000    # mixtures of 30 voices; 150 for synth
+babbles=         # mixtures of 30 voices; by default 10000, for synth 150
 max_clip=15      # seconds; longer utterances of LRS3 are split at pauses
+valid_ids=       # only lrs3: file with the validation clips, one SPEAKER/CLIP of trainval per line; else by speaker
+alignments=      # only lrs3: folder of TextGrid or CTM files with phones, to measure units against
 source "$here/../../bin/stages.sh" "$@"   # reads the options above, --stage, --stop-stage, --help; defines begin_stage
 conf=${conf:-$here/conf/uhubert/$corpus.yaml}
 noise=$(plan noise)
+noisy=$(plan noisy | sed -n 1p)
+[ "$corpus" = lrs3 ] || [ -z "$valid_ids$alignments" ] || stop "--valid-ids and --alignments are for --corpus lrs3; leave them out"
 if [ "$corpus" = synth ]; then
-  data=$exp/corpus/lrs3 musan=$exp/corpus/musan landmarks=$exp/corpus/landmarks babbles=150
+  data=$exp/corpus/lrs3 musan=$exp/corpus/musan landmarks=$exp/corpus/landmarks alignments=$exp/corpus/alignments
+  babbles=${babbles:-150}
 fi
-[ -n "$musan" ] || noise=clean
 [ -n "$data" ] || stop "--data: the folder of corpus $corpus is missing; give it, or leave --corpus out"
+# Now, not after the days until that file's turn.
+[ -n "$musan" ] || [ -z "$noisy" ] || [ "$stage" -gt 6 ] || stop "--musan: missing, but $noisy trains with noise; give MUSAN's folder, or a --conf without noise"
+if [ -z "$musan" ] && [ "$noise" != clean ]; then
+  echo "no --musan: tests are clean only, the plan's are $noise" >&2
+  noise=clean
+fi
 speech="pretrain trainval valid"   # what is pre-trained on, and validated on
 files() { for name in $2; do echo "$1/cuts_$name.jsonl.gz"; done; }
+# Whether a file of cuts has a line like $2. A missing file counts as one that has: the command that reads it says so.
+has() { [ ! -e "$1" ] || [ "$(gzip -dc "$1" | grep -c "$2")" -gt 0 ]; }
+can() {   # what, file of cuts, a line that it must have, in words: goes on, or says why not
+  has "$2" "$3" || { echo "$1: skipped, no cut $4 in $2" >&2; return 1; }
+}
+transcribed() { can "$1" "$exp/mouth/cuts_trainval.jsonl.gz" '"text": *"[^"]' "with a transcript"; }
+tested() { transcribed "$1" && can "$1" "$exp/mouth/cuts_test.jsonl.gz" . "to test on"; }
+validation() { valid=(); if can validation "$1" . "to validate on"; then valid=(--set "data.valid_cuts=[$1]"); fi; }
 
 if begin_stage 0 "make the embedded corpus (only --corpus synth)" && [ "$corpus" = synth ]; then
   mmspeech prepare synth "$exp/corpus" --jobs "$jobs" $(plan synth)
@@ -34,12 +52,11 @@ fi
 
 if begin_stage 1 "cuts: audio as FLAC, transcripts, splits; noise if there is any"; then
   case $corpus in
-    synth) mmspeech prepare lrs3 "$data" "$exp/data" --jobs "$jobs" --max-s "$max_clip" --alignments "$exp/corpus/alignments" ;;
-    lrs3) mmspeech prepare lrs3 "$data" "$exp/data" --jobs "$jobs" --max-s "$max_clip" ;;
+    synth | lrs3) mmspeech prepare lrs3 "$data" "$exp/data" --jobs "$jobs" --max-s "$max_clip" ${valid_ids:+--valid-ids "$valid_ids"} ${alignments:+--alignments "$alignments"} ;;
     *) mmspeech prepare "$corpus" "$data" "$exp/data" --jobs "$jobs" ;;
   esac
   if [ -n "$musan" ]; then
-    mmspeech prepare musan "$musan" "$exp/noise" --jobs "$jobs" --babbles "$babbles"
+    mmspeech prepare musan "$musan" "$exp/noise" --jobs "$jobs" --babbles "${babbles:-10000}"
   fi
 fi
 
@@ -49,18 +66,19 @@ fi
 
 if begin_stage 3 "first units: k-means on MFCC frames"; then
   mmspeech extract features $(files "$exp/mouth" "$speech") "$exp/iter1/features" --feature mfcc
-  mmspeech cluster fit $(files "$exp/iter1/features" "pretrain trainval") "$exp/iter1/codebook" --clusters "$(plan clusters | head -1)" $(plan cluster)
+  mmspeech cluster fit $(files "$exp/iter1/features" "pretrain trainval") "$exp/iter1/codebook" --clusters "$(plan clusters | sed -n 1p)" $(plan cluster)
   mmspeech cluster label $(files "$exp/iter1/features" "$speech") "$exp/iter1/codebook" "$exp/iter1/units" --name km
 fi
 
 pretrain() {   # iteration, its configuration
+  validation "$exp/iter$1/units/cuts_valid.jsonl.gz"
   train pretrain "$2" "$exp/iter$1" --set "data.cuts=[$exp/iter$1/units/cuts_pretrain.jsonl.gz, $exp/iter$1/units/cuts_trainval.jsonl.gz]" \
-    --set "data.valid_cuts=[$exp/iter$1/units/cuts_valid.jsonl.gz]" --set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")" \
+    ${valid[@]+"${valid[@]}"} --set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")" \
     ${musan:+--set "data.noise.cuts=$exp/noise"}
 }
 
 if begin_stage 4 "pre-training, iteration 1"; then
-  pretrain 1 "$(plan pretrain | head -1)"
+  pretrain 1 "$(plan pretrain | sed -n 1p)"
 fi
 
 last=$(plan pretrain | wc -l)
@@ -73,16 +91,20 @@ if begin_stage 5 "pre-training, further iterations: features of the last one, un
   done
 fi
 
-if begin_stage 6 "fine-tuning on transcribed cuts"; then
+if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; then
+  validation "$exp/mouth/cuts_valid.jsonl.gz"
+  number=0
   for file in $(plan finetune); do
+    number=$((number + 1))
+    labelled=$(plan labelled | sed -n "${number}p")   # trainval or pretrain+trainval
     train finetune "$file" "$exp/$(basename "$file" .yaml)" --encoder "$exp/iter$last/encoder" \
-      --set "data.cuts=[$exp/mouth/cuts_trainval.jsonl.gz]" --set "data.valid_cuts=[$exp/mouth/cuts_valid.jsonl.gz]" \
+      --set "data.cuts=[$(files "$exp/mouth" "${labelled//+/ }" | paste -sd, -)]" ${valid[@]+"${valid[@]}"} \
       ${musan:+--set "data.noise.cuts=$exp/noise"}
   done
 fi
 
-if begin_stage 7 "decoding the test set: every recognizer, streams and noise"; then
-  if [ -n "$musan" ]; then
+if begin_stage 7 "decoding the test set: every recognizer, streams and noise" && tested decoding; then
+  if [ "$noise" != clean ]; then
     mmspeech prepare noisy "$exp/data/cuts_test.jsonl.gz" "$exp/noise" "$exp/noisy" $(for kind in ${noise//,/ }; do [ "$kind" = clean ] || echo --noise "$kind"; done)
   fi
   for file in $(plan finetune); do
@@ -92,7 +114,7 @@ if begin_stage 7 "decoding the test set: every recognizer, streams and noise"; t
   done
 fi
 
-if begin_stage 8 "word error rates, table and report"; then
+if begin_stage 8 "word error rates, table and report" && tested scoring; then
   mmspeech score floor "$exp/mouth/cuts_trainval.jsonl.gz" "$exp/mouth/cuts_test.jsonl.gz" "$exp/floor"
   mmspeech score report "$exp" --cuts "$exp/mouth/cuts_test.jsonl.gz"
 fi

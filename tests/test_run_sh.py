@@ -1,0 +1,146 @@
+"""recipes/lrs3/run.sh: which commands it gives for a plan and what there is; and once, small, to the end."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from cuts import FINETUNE, PRETRAIN, write_run
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "recipes/lrs3/conf/uhubert"
+CURRENT = "current, nothing to do"
+Recipe = Callable[..., subprocess.CompletedProcess]
+
+
+def run_sh(*words: object, before: str = "") -> subprocess.CompletedProcess:
+    """The recipe with the package and the Python of this test; `before` comes first in PATH."""
+    path = os.pathsep.join([before, str(Path(sys.executable).parent), os.environ["PATH"]]).lstrip(os.pathsep)
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    line = ["bash", ROOT / "recipes/lrs3/run.sh", *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, env=env)
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Recipe:
+    """Run the recipe with a stand-in for `mmspeech` that only prints how it was called."""
+    program = tmp_path / "bin" / "mmspeech"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+
+    def run(*words: object) -> subprocess.CompletedProcess:
+        return run_sh(*words, "--exp", tmp_path / "exp", before=str(program.parent))
+
+    return run
+
+
+def write_splits(folder: Path, **texts: list[str | None]) -> None:
+    """cuts_SPLIT.jsonl.gz with one cut per text, as far as run.sh looks at them; None: not transcribed."""
+    folder.mkdir(parents=True)
+    for split in ("pretrain", "trainval", "valid", "test"):
+        with gzip.open(folder / f"cuts_{split}.jsonl.gz", "wt") as file:
+            for text in texts.get(split, []):
+                supervision = {"id": "a"} | ({"text": text} if text else {})
+                file.write(json.dumps({"id": "a", "supervisions": [supervision]}) + "\n")
+
+
+def test_each_recognizer_is_tuned_on_the_labels_its_plan_gives_it(recipe, tmp_path):
+    """30 h: trainval alone; 433 h: pretrain and trainval."""
+    mouth = tmp_path / "exp/mouth"
+    write_splits(mouth, trainval=["yes"], valid=["yes"], test=["no"])
+    done = recipe("--corpus", "lrs3", "--data", "lrs3", "--musan", "musan", "--stage", 6, "--stop-stage", 6)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    small, large = f"{mouth}/cuts_trainval.jsonl.gz", f"{mouth}/cuts_pretrain.jsonl.gz,{mouth}/cuts_trainval.jsonl.gz"
+    assert {Path(line[1]).stem: next(word for word in line if word.startswith("data.cuts=")) for line in lines} == {
+        "base-lrs3-30h-v": f"data.cuts=[{small}]",
+        "base-lrs3-433h-v": f"data.cuts=[{large}]",
+        "base-noise-30h-av": f"data.cuts=[{small}]",
+        "base-noise-433h-av": f"data.cuts=[{large}]",
+    }
+    assert all(f"data.valid_cuts=[{mouth}/cuts_valid.jsonl.gz]" in line for line in lines)
+
+
+def test_a_plan_with_noise_is_refused_at_once_without_musan(recipe):
+    """One line that names the file and the option, before anything runs; a plan without noise goes on."""
+    done = recipe("--corpus", "lrs3", "--data", "lrs3")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "base-noise-30h-av.yaml trains with noise" in done.stderr and "--musan" in done.stderr
+    done = recipe("--corpus", "lrs3", "--data", "lrs3", "--conf", CONF / "large-lrs3.yaml", "--stop-stage", 1)
+    assert done.returncode == 0 and done.stdout.startswith("prepare lrs3 lrs3")
+
+
+def test_validation_list_and_alignments_reach_the_preparation_of_lrs3_alone(recipe):
+    words = ["--valid-ids", "valid.id", "--alignments", "phones", "--data", "d", "--stop-stage", 1]
+    done = recipe("--corpus", "lrs3", "--musan", "m", *words)
+    assert "--valid-ids valid.id --alignments phones" in done.stdout.splitlines()[0]
+    done = recipe("--corpus", "grid", *words)
+    assert (done.returncode, done.stdout) == (2, "") and "are for --corpus lrs3" in done.stderr
+
+
+def test_without_transcripts_there_is_pretraining_alone(recipe, tmp_path):
+    """No validation cut: it is not named. No transcript: fine-tuning, decoding and scoring are skipped with a line."""
+    exp = tmp_path / "exp"
+    write_splits(exp / "mouth", pretrain=[None, None])
+    write_splits(exp / "iter1/units", pretrain=[None, None])
+    done = recipe("--corpus", "clips", "--data", "own", "--stage", 4)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("pretrain ") and "data.cuts=" in line and "valid_cuts" not in line
+    assert f"validation: skipped, no cut to validate on in {exp}/iter1/units/cuts_valid.jsonl.gz" in done.stderr
+    for name in ("fine-tuning", "decoding", "scoring"):
+        assert f"{name}: skipped, no cut with a transcript in {exp}/mouth/cuts_trainval.jsonl.gz" in done.stderr
+
+
+def test_labels_without_a_test_set_are_learnt_and_not_tested(recipe, tmp_path):
+    """One or two transcribed clips are all trained on."""
+    write_splits(tmp_path / "exp/mouth", trainval=["yes"])
+    done = recipe("--corpus", "clips", "--data", "own", "--stage", 6)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["finetune"]
+    assert "decoding: skipped, no cut to test on" in done.stderr and "scoring: skipped" in done.stderr
+
+
+def test_recipe_goes_to_the_end_on_two_processes_and_then_has_nothing_to_do(tmp_path):
+    """Made clips to a table, really; a second call, with one process, trains and decodes nothing."""
+    pytest.importorskip("espeakng_loader", reason="making clips needs pip install mmspeech[synth]")
+    write_run(tmp_path / "conf/tiny.yaml", PRETRAIN, {"data.batch_s": 8.0, "data.max_batch_s": 4.0})
+    objective = {"encoder": {"freeze_updates": 1}}
+    changes = {"task": "ctc", "objective": objective, "valid_streams": ["audio+video"], "data.batch_s": 8.0}
+    write_run(tmp_path / "conf/ctc.yaml", FINETUNE, changes)
+    plan = {
+        "synth": "--pretrain-clips 3 --trainval-clips 4 --test-clips 2 --speakers 7 --noise-files 16",
+        "pretrain": ["tiny.yaml"],
+        "units": ["mfcc"],
+        "clusters": [7],
+        "cluster": "--starts 1",
+        "finetune": ["ctc.yaml"],
+        "modality": "av",
+        "noise": "clean",
+        "search": ["beam=1"],
+    }
+    (tmp_path / "conf/plan.yaml").write_text(yaml.safe_dump(plan))
+    exp = tmp_path / "exp"
+    words = ["--exp", exp, "--conf", tmp_path / "conf/plan.yaml", "--jobs", 1, "--babbles", 3]
+
+    done = run_sh(*words, "--nproc", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(": written") == 2 and CURRENT not in done.stderr
+    table = (exp / "report/table.tsv").read_text()
+    assert "ctc" in table and "floor (no input)" in table and (exp / "report/index.html").exists()
+
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in exp.rglob("*")}
+
+    before = state()
+    again = run_sh(*words, "--stage", 4, "--stop-stage", 7)  # test_thread.py has all, command by command
+    assert again.returncode == 0, again.stderr
+    for name in ("iter1/encoder", "ctc/model", "ctc/decode/test-av-clean"):
+        assert f"{exp / name}: {CURRENT}" in again.stderr
+    assert state() == before

@@ -108,7 +108,7 @@ def test_labels_without_a_test_set_are_learnt_and_not_tested(recipe, tmp_path):
 
 
 def test_recipe_goes_to_the_end_on_two_processes_and_then_has_nothing_to_do(tmp_path):
-    """Made clips to a table, really; a second call, with one process, trains and decodes nothing."""
+    """Made clips to a table, really; a second call, with one process, trains nothing."""
     pytest.importorskip("espeakng_loader", reason="making clips needs pip install mmspeech[synth]")
     write_run(tmp_path / "conf/tiny.yaml", PRETRAIN, {"data.batch_s": 8.0, "data.max_batch_s": 4.0})
     objective = {"encoder": {"freeze_updates": 1}}
@@ -139,8 +139,8 @@ def test_recipe_goes_to_the_end_on_two_processes_and_then_has_nothing_to_do(tmp_
         return {path: path.stat().st_mtime_ns for path in exp.rglob("*")}
 
     before = state()
-    again = run_sh(*words, "--stage", 4, "--stop-stage", 7)  # test_thread.py has all, command by command
+    again = run_sh(*words, "--stage", 4, "--stop-stage", 6)  # test_thread.py has all, command by command
     assert again.returncode == 0, again.stderr
-    for name in ("iter1/encoder", "ctc/model", "ctc/decode/test-av-clean"):
+    for name in ("iter1/encoder", "ctc/model"):
         assert f"{exp / name}: {CURRENT}" in again.stderr
     assert state() == before

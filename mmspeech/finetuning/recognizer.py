@@ -58,7 +58,7 @@ def save(
     Args:
         weights: whole ones, for an objective whose own are sharded (FSDP2).
     """
-    task = next(name for name, (_, kind) in TASKS.items() if type(objective) is kind)
+    task = next(name for name, (_, kind) in TASKS.items() if isinstance(objective, kind))  # FSDP2 makes a subclass
     temporary = folder.with_name(f".new.{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

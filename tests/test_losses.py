@@ -68,5 +68,10 @@ def test_memory_does_not_hold_all_logits(monkeypatch):
 
 def test_few_logits_are_one_product(monkeypatch):
     """Up to the bound nothing is computed twice: no block is entered again for the gradient."""
-    monkeypatch.setattr(losses, "checkpoint", None)
+    entered = []
+    real = losses.checkpoint
+    monkeypatch.setattr(losses, "checkpoint", lambda *args, **more: (entered.append(1), real(*args, **more))[1])
     run(P * K, monkeypatch)
+    assert not entered
+    run(BLOCK, monkeypatch)
+    assert len(entered) == 16  # the blocks of 64 frames and the one of 40

@@ -88,24 +88,29 @@ def difference(a: Features, b: Features, allowed: float) -> tuple[float, float]:
 
 def rows() -> dict[str, Row]:
     found = {}
+    kinds = (  # kind, what, ours, peer's name, peer, its package, greatest difference (float32 in quiet bins)
+        (
+            "logmel",
+            "26-bin log-mel at 25 Hz",
+            "audio.stacked_log_mel",
+            "python_speech_features.logfbank",
+            python_speech_features,
+            ("python_speech_features",),
+            1e-3,
+        ),
+        ("fbank", "80-bin Kaldi fbank", "audio.fbank", "kaldi-native-fbank", kaldi_native_fbank, (), 0.05),
+    )
     clips = (("", "one clip of 10 s", 1), ("-batch", "8 clips of 4 to 5 s, padded", 8))
-    for suffix, what, batch in clips:
-        found[f"logmel{suffix}"] = Row(
-            f"26-bin log-mel at 25 Hz, {what}",
-            ("audio.stacked_log_mel", functools.partial(ours, kind="logmel", batch=batch)),
-            {"python_speech_features.logfbank": functools.partial(python_speech_features, batch=batch)},
-            ("x real time",),
-            functools.partial(difference, allowed=1e-3),
-            needs=("python_speech_features",),
-        )
-    for suffix, what, batch in clips:
-        found[f"fbank{suffix}"] = Row(
-            f"80-bin Kaldi fbank, {what}",
-            ("audio.fbank", functools.partial(ours, kind="fbank", batch=batch)),
-            {"kaldi-native-fbank": functools.partial(kaldi_native_fbank, batch=batch)},
-            ("x real time",),
-            functools.partial(difference, allowed=0.05),  # float32 against double in quiet bins
-        )
+    for kind, what, name, peer_name, peer, needs, allowed in kinds:
+        for suffix, clip, batch in clips:
+            found[f"{kind}{suffix}"] = Row(
+                f"{what}, {clip}",
+                (name, functools.partial(ours, kind=kind, batch=batch)),
+                {peer_name: functools.partial(peer, batch=batch)},
+                ("x real time",),
+                functools.partial(difference, allowed=allowed),
+                needs=needs,
+            )
     return found
 
 

@@ -19,7 +19,7 @@ stage=0
 stop_stage=999
 
 # The lines above the one that sources this file.
-_head() { sed '/^ *\(source\|\.\) .*stages\.sh/,$d' "$_script"; }
+_head() { sed -e '/^ *source .*stages\.sh/,$d' -e '/^ *\. .*stages\.sh/,$d' "$_script"; }
 _names() { _head | sed -n 's/^\([a-z][a-z0-9_]*\)=.*/\1/p' | grep -vx here || true; }
 _stages() { sed -n 's/^ *\(if \)\{0,1\}begin_stage \([0-9][0-9]*\) "\([^"]*\)".*/\2 \3/p' "$_script"; }
 _fail() { echo "error: $*" >&2; trap - EXIT; exit 2; }
@@ -122,3 +122,4 @@ _venv=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin
 command -v mmspeech > /dev/null || PATH=$_venv:$PATH   # made by bin/setup
 
 _options "$@"
+command -v mmspeech > /dev/null || _fail "mmspeech is not installed; run bin/setup synth video first"

@@ -25,6 +25,7 @@ class Batch:
     passes: list[int] = field(default_factory=list)  # N: how often the source had given the item before
     drawn: dict[str, Tensor] = field(default_factory=dict)  # what Objective.draw adds for the device: masks, indices
     counts: dict[str, float] = field(default_factory=dict)  # part of the loss -> its divisor in this batch, by draw
+    idle: bool = False  # it only keeps its rank in step with the others: the update is the same without it
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -9,9 +9,10 @@ A key that no dataclass knows, or a value of another type, is an error that name
 
 import dataclasses
 import difflib
+import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,6 +74,30 @@ def check_keys(given: Mapping[str, object], cls: type, file: Path, prefix: str =
             raise UserError(f"{file}: `{prefix}{key}` is not a setting of {cls.__name__}; {hint}")
 
 
+def arguments(
+    function: Callable[..., object], given: Mapping[str, Any], where: str, name: str, leave_out: Collection[str] = ()
+) -> dict[str, Any]:
+    """`given`, settings by name, as arguments of the function, which are keys of YAML.
+
+    Raises UserError for one that the function lacks, one that it needs, or a value of another type.
+
+    Args:
+        where: the key that holds them, e.g. `data.streams.audio`.
+        name: what the function is called there.
+        leave_out: arguments that are no settings.
+    """
+    parameters = {
+        key: parameter for key, parameter in inspect.signature(function).parameters.items() if key not in leave_out
+    }
+    for key in given:
+        if key not in parameters:
+            raise UserError(f"{where}.{key}: no setting of `{name}`; there is {', '.join(parameters) or 'none'}")
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in given:
+            raise UserError(f"{where}.{key}: missing; `{name}` needs it")
+    return {key: _convert(value, parameters[key].annotation, Path(where), key) for key, value in given.items()}
+
+
 def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -97,7 +122,7 @@ def _read_with_bases(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{file}: its `base:` leads back to itself; remove one of the links")
     try:
         tree = yaml.safe_load(file.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{file}: no such configuration file; see recipes/*/conf for those that exist") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not valid YAML ({' '.join(str(error).split())}); mend the line") from None
@@ -157,10 +182,12 @@ def _convert(value: object, kind: Any, file: Path, key: str) -> Any:
         raise UserError(f"{file}: `{key}` is {value!r}; expected one of {', '.join(map(str, arguments))}")
     if dataclasses.is_dataclass(kind):
         return _build(value, kind, file, f"{key}.")  # type: ignore[arg-type]
-    if origin in (list, tuple) and isinstance(value, list):
+    if origin in (list, tuple, Sequence) and isinstance(value, list):
+        if origin is tuple and len(value) != len(arguments):
+            raise UserError(f"{file}: `{key}` is {value!r}; expected {len(arguments)} values")
         inner = arguments[0] if arguments else Any
         converted = [_convert(item, inner, file, f"{key}[{i}]") for i, item in enumerate(value)]
-        return converted if origin is list else tuple(converted)
+        return tuple(converted) if origin is tuple else converted
     if origin is dict and isinstance(value, Mapping):
         return {str(name): _convert(item, arguments[1], file, f"{key}.{name}") for name, item in value.items()}
     if kind is Any:

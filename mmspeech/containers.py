@@ -16,7 +16,7 @@ FALLBACK_FPS = 25  # of a stream that states no rate
 def open_container(path: Path) -> Iterator[av.container.InputContainer]:
     """Open a file for reading; whatever FFmpeg dislikes in the block becomes one line of BadItem."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:  # tags in Latin-1 are no reason to stop
             yield container
     except FileNotFoundError:
         raise BadItem(f"{path}: no such file; left out") from None

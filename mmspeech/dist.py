@@ -1,20 +1,35 @@
 """Ranks: the same calls work in one process and under torchrun."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
 import torch.distributed as torch_dist
 
+from mmspeech.errors import UserError
+
 Value = TypeVar("Value")
 
 
-def start() -> torch.device:
-    """Join the process group if torchrun started us; returns this process's device (its GPU, else the CPU)."""
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+def start(wanted: str | None = None) -> torch.device:
+    """Join the process group if torchrun started us; returns this process's device.
+
+    Args:
+        wanted: cpu, cuda or cuda:N; by default this process's GPU, or the CPU where there is none.
+
+    Raises UserError for a device that is not there.
+    """
+    there = torch.cuda.device_count()
+    if wanted is None:
+        wanted = "cuda" if there else "cpu"
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", wanted)
+    if match is None or (wanted != "cpu" and int(match[1] or 0) >= there):
+        raise UserError(f"--device {wanted}: expected cpu, cuda or cuda:N; this machine has {there} GPU(s)")
+    device = torch.device(wanted)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(match[1] or os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if "RANK" in os.environ and not torch_dist.is_initialized():
         # gloo stands beside nccl for what is summed on the host, which must not wait for the device.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mmspeech import __version__
 from mmspeech.console import progress, say
@@ -67,14 +67,13 @@ def write_json(path: Path, value: object) -> None:
 
 
 def digest(path: Path) -> str:
-    """What identifies an input: a file's content; a folder's stage record, else the names and sizes in it.
+    """What identifies an input: a file's content; what a folder's stage was made from, else the names and sizes in it.
 
     Raises UserError if nothing is there.
     """
     if path.is_dir():
-        record = path / "stage.json"
-        if record.exists():
-            return hashlib.sha256(record.read_bytes()).hexdigest()
+        if (record := _read(path / "stage.json")) is not None:
+            return hashlib.sha256(json.dumps(_identity(record)).encode()).hexdigest()
         listing = sorted(
             f"{entry.relative_to(path)} {entry.stat().st_size}" for entry in path.rglob("*") if entry.is_file()
         )
@@ -95,7 +94,7 @@ class Stage:
 
     def is_current(self) -> bool:
         """Whether the output is there and was made from these inputs with these settings; says so if it is."""
-        if self._read(self._record()) != self._content() or not self.output.exists():
+        if not self.output.exists() or not self._is_mine(_read(self._record())):
             return False
         say(f"{self.output}: current, nothing to do")
         return True
@@ -103,14 +102,16 @@ class Stage:
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:
         """Yield an empty folder that takes the output's place, with its record, when the block ends well."""
-        temporary = self.output.with_name(f".{os.getpid()}.{self.output.name}")
+        self._check_place()
+        place = self.output.absolute()
+        temporary = place.with_name(f".{os.getpid()}.{place.name}")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             with room_for(self.output):
                 yield temporary
                 write_json(temporary / "stage.json", self._content())
-                replace_folder(temporary, self.output)
+                replace_folder(temporary, place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -121,11 +122,10 @@ class Stage:
         What an interrupted run with the same inputs and settings left there is kept; anything else is removed first.
         The record that makes the output current is written last.
         """
-        begun = self.output / "begun.json"
+        self._check_place()
+        begun = self.output / BEGUN
         self._record().unlink(missing_ok=True)
-        if self.output.exists() and self._read(begun) != self._content():
-            if any(self.output.iterdir()) and not begun.exists():
-                raise UserError(f"{self.output}: holds files of another origin; give an empty or a new folder")
+        if self.output.exists() and not self._is_mine(_read(begun)):
             shutil.rmtree(self.output)
         self.output.mkdir(parents=True, exist_ok=True)
         write_json(begun, self._content())
@@ -150,15 +150,40 @@ class Stage:
             return self.output / "stage.json"
         return self.output.with_name(f"{self.output.name}.stage.json")
 
-    def _content(self) -> dict[str, object]:
+    def _content(self) -> dict[str, Any]:
         return {"version": __version__, "inputs": self.inputs, "settings": self.settings}
 
-    @staticmethod
-    def _read(record: Path) -> object:
-        try:
-            return json.loads(record.read_text())
-        except (OSError, ValueError):
-            return None
+    def _is_mine(self, record: dict[str, Any] | None) -> bool:
+        return record is not None and _identity(record) == _identity(self._content())
+
+    def _check_place(self) -> None:
+        """Raise UserError if the output's folder holds an input, or anything that no stage of this kind wrote."""
+        if not self.output.is_dir():
+            return
+        for path in self.inputs:
+            if Path(path).resolve().is_relative_to(self.output.resolve()):
+                raise UserError(f"{self.output}: holds {path}, which is read; give another folder to write to")
+        records = (_read(self._record()), _read(self.output / BEGUN))
+        of_this_kind = any(record and record["settings"].keys() == self.settings.keys() for record in records)
+        if any(self.output.iterdir()) and not of_this_kind:
+            raise UserError(f"{self.output}: holds files of another origin; give an empty or a new folder")
+
+
+BEGUN = "begun.json"  # in the folder of a stage that may be resumed
+
+
+def _read(record: Path) -> dict[str, Any] | None:
+    """What a stage left, or None if that is not there, or not a stage's."""
+    try:
+        content = json.loads(record.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.keys() == {"version", "inputs", "settings"} else None
+
+
+def _identity(record: dict[str, Any]) -> list[object]:
+    """What makes two records the same: not how the paths of the inputs are spelt, and folders may move."""
+    return [record["version"], sorted(record["inputs"].values()), sorted(record["settings"].items())]
 
 
 def replace_folder(new: Path, place: Path) -> None:

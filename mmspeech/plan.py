@@ -48,9 +48,10 @@ def noisy(files: Iterable[Path]) -> list[Path]:
     """
     found = []
     for file in files:
-        noise = (configs.read(file).get("data") or {}).get("noise")
+        data = configs.read(file).get("data")
+        noise = data.get("noise") if isinstance(data, dict) else None  # other mistakes are told where it is read
         # As NoiseConfig has it, whose import would take longer than all else here: named, it falls on a quarter.
-        if noise and noise.get("probability", 0.25) > 0 and not noise.get("cuts"):
+        if isinstance(noise, dict) and noise.get("probability", 0.25) and not noise.get("cuts"):
             found.append(file)
     return found
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from clips import beep, numbered_frames, write_clip
 
-from mmspeech import media
+from mmspeech import containers, media
 from mmspeech.cli import app
 from mmspeech.errors import BadItem, UserError
 
@@ -192,3 +193,15 @@ def test_the_installed_command_prints_one_line_and_no_traceback(mmspeech, tmp_pa
     done = mmspeech("prepare", "lrs3", tmp_path / "nowhere", tmp_path / "out")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_tags_in_latin_1_are_no_reason_to_stop(tmp_path):
+    """An artist's name as many old files hold it: the sound is read."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(1600, np.float32), 16000)
+    tag = b"Bj\xf6rk\0"
+    info = b"INFOIART" + len(tag).to_bytes(4, "little") + tag
+    data = path.read_bytes() + b"LIST" + len(info).to_bytes(4, "little") + info
+    path.write_bytes(data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:])
+    with containers.open_container(path) as container:
+        assert len(container.streams.audio) == 1

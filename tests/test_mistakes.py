@@ -158,6 +158,15 @@ def test_missing_file_or_folder_is_named_and_nothing_is_made(fails, tmp_path, li
             ["`data.streams`", "streams: [audio]"],
         ),
         ("pretrain  {pretrain}  {out}  --set  objective.num_units=4", ["objective.num_units: 4", "a unit 6"]),
+        ("pretrain  {pretrain}  {out}  --set  training.lr=-1", ["lr: -1", "above 0"]),
+        ("pretrain  {pretrain}  {out}  --set  training.betas=[0.9]", ["`training.betas`", "expected 2 values"]),
+        ("pretrain  {pretrain}  {out}  --set  data.trim_s=0", ["trim_s: 0", "0.04 s"]),
+        ("pretrain  {pretrain}  {out}  --set  data.streams.video.crop=abc", ["data.streams.video", "'abc'", "int"]),
+        ("pretrain  {pretrain}  {out}  --set  system=[uhubert]", ["`system` is ['uhubert']"]),
+        ("finetune  {finetune}  {out}  --encoder  {encoder}  --set  task=[ctc]", ["`task` is ['ctc']"]),
+        ("decode  {model}  {cuts}  {out}  --device  gpu", ["--device gpu", "cpu, cuda"]),
+        ("pretrain  {folder}  {out}", ["no such configuration file"]),
+        ("decode  {model}  {cuts}  {pretrain}", ["pretrain.yaml"]),
     ],
 )
 def test_wrong_setting_names_its_key_and_what_was_meant(fails, line, texts):
@@ -193,6 +202,34 @@ def test_weights_that_were_cut_off_are_named(fails, world, tmp_path):
         "decode  {half}/model  {cuts}  {out}",
     ):
         assert ".safetensors: not a complete file of weights" in fails(line, half=tmp_path)
+
+
+def test_no_stage_removes_what_it_did_not_write(fails, world, tmp_path, capsys):
+    """A folder typed one level too high, or the folder that is read: refused, and all that lay there still does."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    (tmp_path / "run/weights").write_text("weeks of work")
+    assert command("extract", "features", world.cuts, tmp_path / "read", "--feature", "mfcc") == 0
+    for line in (
+        "cluster  fit  {read}/cuts.jsonl.gz  {run}  --clusters  2",
+        "score  floor  {cuts}  {cuts}  {run}",
+        "extract  features  {cuts}  {run}  --feature  mfcc",
+        "extract  mouth  {cuts}  {run}",
+        "cluster  fit  {read}/cuts.jsonl.gz  {read}  --clusters  2",
+        "extract  mouth  {read}/cuts.jsonl.gz  {read}",
+    ):
+        said = fails(line, read=tmp_path / "read", run=tmp_path / "run")
+        assert "holds files of another origin" in said or "which is read" in said, said
+    assert (tmp_path / "run/weights").read_text() == "weeks of work"
+    capsys.readouterr()
+    assert command("extract", "features", world.cuts, tmp_path / "read", "--feature", "mfcc") == 0
+    assert "current" in capsys.readouterr().err
+
+
+def test_a_longer_run_is_not_passed_off_as_a_shorter(fails, world, tmp_path):
+    assert command("pretrain", world.pretrain, tmp_path / "out") == 0
+    said = fails("pretrain  {pretrain}  {out}  --set  training.updates=1  --set  training.warmup_updates=0")
+    assert "updates are done, more than training.updates: 1" in said
 
 
 @pytest.mark.parametrize("setting", ["model.dim=32", "training.lr=0.02", "data.max_s=20", "objective.temperature=0.2"])
@@ -279,7 +316,7 @@ def test_full_disk_at_the_end_of_a_run_is_told_too(fails, world, tmp_path):
 def test_full_disk_is_told_whatever_is_written(fails):
     """The first file of a run, the record of a stage, frames, hypotheses."""
     with small_disk(200):
-        assert "begun.json: could not be written" in fails("pretrain  {pretrain}  {out}")
+        assert "run.json: could not be written" in fails("pretrain  {pretrain}  {out}")
     with small_disk(500):
         said = fails("extract  features  {cuts}  {out}/features  --feature  mfcc")
         assert "cuts-00000.bin: could not be written" in said
@@ -387,19 +424,11 @@ def test_decoding_under_noise_says_its_hash(world, tmp_path, capsys):
     assert (facts["noise_hash"], facts["hears_noise"]) == (sha256, True)
 
 
-def test_cuts_that_cannot_be_decoded_are_counted_or_stop_the_command(world, fails, tmp_path, capsys, monkeypatch):
+def test_cuts_that_cannot_be_decoded_are_counted_or_stop_the_command(world, fails, tmp_path, capsys):
     """rejected.jsonl, decode.json and a line say how many; --strict writes nothing, and nor does it let pass."""
     cuts = write_cuts(tmp_path, [0.6, 0.7, 0.8], name="cuts_test.jsonl.gz")
     (tmp_path / "cuts_test.jsonl.gz-1.wav").unlink()
 
-    class Telling(decode.Validation):
-        """Tells the reasons of the last iteration, whether or not the one it stands for does."""
-
-        def __iter__(self):
-            yield from super().__iter__()
-            self.bad = ["clip001: clip001.wav cannot be read (no such file); prepare the corpus again"]
-
-    monkeypatch.setattr(decode, "Validation", Telling)
     line = "decode  {model}  {cuts}  {out}  --modality  a  --workers  0"
     said = fails(line + "  --strict", cuts=cuts)
     assert "test-a-clean: 1 cut(s) could not be read, as clip001: " in said and "--strict stops here" in said

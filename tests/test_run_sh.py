@@ -57,14 +57,15 @@ def test_each_recognizer_is_tuned_on_the_labels_its_plan_gives_it(recipe, tmp_pa
     done = recipe("--corpus", "lrs3", "--data", "lrs3", "--musan", "musan", "--stage", 6, "--stop-stage", 6)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    small, large = f"{mouth}/cuts_trainval.jsonl.gz", f"{mouth}/cuts_pretrain.jsonl.gz,{mouth}/cuts_trainval.jsonl.gz"
+    small = f"'{mouth}/cuts_trainval.jsonl.gz'"
+    large = f"'{mouth}/cuts_pretrain.jsonl.gz',{small}"
     assert {Path(line[1]).stem: next(word for word in line if word.startswith("data.cuts=")) for line in lines} == {
         "base-lrs3-30h-v": f"data.cuts=[{small}]",
         "base-lrs3-433h-v": f"data.cuts=[{large}]",
         "base-noise-30h-av": f"data.cuts=[{small}]",
         "base-noise-433h-av": f"data.cuts=[{large}]",
     }
-    assert all(f"data.valid_cuts=[{mouth}/cuts_valid.jsonl.gz]" in line for line in lines)
+    assert all(f"data.valid_cuts=['{mouth}/cuts_valid.jsonl.gz']" in line for line in lines)
 
 
 def test_a_plan_with_noise_is_refused_at_once_without_musan(recipe):
@@ -74,6 +75,13 @@ def test_a_plan_with_noise_is_refused_at_once_without_musan(recipe):
     assert "base-noise-30h-av.yaml trains with noise" in done.stderr and "--musan" in done.stderr
     done = recipe("--corpus", "lrs3", "--data", "lrs3", "--conf", CONF / "large-lrs3.yaml", "--stop-stage", 1)
     assert done.returncode == 0 and done.stdout.startswith("prepare lrs3 lrs3")
+
+
+def test_the_embedded_corpus_takes_no_folder(recipe):
+    """Who gives a folder and forgets --corpus is told, and does not train on digits."""
+    for option in ("--data", "--musan", "--landmarks"):
+        done = recipe(option, "/data/lrs3")
+        assert (done.returncode, done.stdout) == (2, "") and "add --corpus lrs3, grid or clips" in done.stderr
 
 
 def test_validation_list_and_alignments_reach_the_preparation_of_lrs3_alone(recipe):
@@ -92,7 +100,7 @@ def test_without_transcripts_there_is_pretraining_alone(recipe, tmp_path):
     done = recipe("--corpus", "clips", "--data", "own", "--stage", 4)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
-    assert line.startswith("pretrain ") and "data.cuts=" in line and "valid_cuts" not in line
+    assert line.startswith("pretrain ") and "data.cuts=" in line and "data.valid_cuts=[]" in line
     assert f"validation: skipped, no cut to validate on in {exp}/iter1/units/cuts_valid.jsonl.gz" in done.stderr
     for name in ("fine-tuning", "decoding", "scoring"):
         assert f"{name}: skipped, no cut with a transcript in {exp}/mouth/cuts_trainval.jsonl.gz" in done.stderr
@@ -126,7 +134,7 @@ def test_recipe_goes_to_the_end_on_two_processes_and_then_has_nothing_to_do(tmp_
         "search": ["beam=1"],
     }
     (tmp_path / "conf/plan.yaml").write_text(yaml.safe_dump(plan))
-    exp = tmp_path / "exp"
+    exp = tmp_path / "it's an exp, #1"  # all that a path may hold and shells and YAML do not like
     words = ["--exp", exp, "--conf", tmp_path / "conf/plan.yaml", "--jobs", 1, "--babbles", 3]
 
     done = run_sh(*words, "--nproc", 2)

@@ -258,7 +258,7 @@ def test_a_small_corpus_is_learned_and_comes_back_from_disk(task, tmp_path):
         assert [best.ids for best, _ in found] == wanted
     recognizer.save(objective, train_tokenizer(["a b c"], TokenizerConfig(kind="characters")), tmp_path / "model")
     loaded = recognizer.load(tmp_path / "model")
-    assert loaded.task == task and loaded.modalities == ("audio", "emg")
+    assert loaded.task == task and loaded.objective.encoder.modalities == ("audio", "emg")
     assert loaded.objective.generate(small_batch()) == objective.generate(small_batch())
     assert Tokenizer.load(tmp_path / "model").decode([5]) == "a"
 

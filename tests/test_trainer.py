@@ -1,5 +1,6 @@
 """The loop: what it logs, keeps, skips, refuses; and that a killed run goes on as if nothing had been."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,7 +13,8 @@ from training_toys import Toy, ToyGroups, item, join, kill_self_before, on_ranks
 
 from mmspeech.batch import Batch, Loss
 from mmspeech.errors import UserError
-from mmspeech.training import trainer
+from mmspeech.training import optimizers, parallel, trainer
+from mmspeech.training.step import agree, train_step
 from mmspeech.training.validate import Best
 
 CPU = torch.device("cpu")
@@ -26,9 +28,8 @@ def metrics(folder: Path, kind: str, name: str = "loss") -> list[float]:
 
 def train(folder: Path, toy: nn.Module | None = None, groups: ToyGroups | None = None, **changes: object) -> nn.Module:
     toy = toy if toy is not None else Toy(dropout=0.2, norm=True)
-    select = changes.pop("select", "loss")
     config = toy_config(**changes)
-    trainer.run(toy, groups or ToyGroups(DEAL), config, folder, device=CPU, validation=validation(), select=select)
+    trainer.run(toy, groups or ToyGroups(DEAL), config, folder, device=CPU, validation=validation())
     return toy
 
 
@@ -261,3 +262,20 @@ def test_logs_say_what_was_seen(tmp_path):
     assert line["hours"] == pytest.approx(2 * 20 * 0.04 / 3600)
     assert 0 <= line["small"] <= 1 and line["lr"] == 0.02
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_an_idle_batch_leaves_the_update_as_it_is():
+    """A rank without a usable cut trains on one that does not count."""
+    after = []
+    for idle in ([], [1]):
+        toy = Toy()
+        optimizer = optimizers.build(toy, "adam", weight_decay=0.0)
+        optimizers.set_rates(optimizer, 0.1, 0)
+        batches = [item(0, video=True), *(dataclasses.replace(item(n, video=True), idle=True) for n in idle)]
+        group = [("toy", toy.draw(batch, 0)) for batch in batches]
+        agreed = agree(parallel.Dispatch(toy), group)
+        outcome = train_step(parallel.Dispatch(toy), group, agreed.counts, optimizer, update=0, clip_norm=None)
+        weights = torch.cat([parameter.detach().flatten() for parameter in toy.parameters()])
+        after.append((agreed.frames, outcome.losses.sum(), outcome.logs["small"][1], weights))
+    for alone, accompanied in zip(*after, strict=True):
+        torch.testing.assert_close(alone, accompanied)

@@ -28,6 +28,9 @@ def main() -> None:
     except (UserError, BadItem) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        print(f"error: {error.filename}: {error.strerror}; give another path", file=sys.stderr)
+        sys.exit(2)
     except BrokenPipeError:  # `mmspeech ... | head`
         sys.exit(141)
     finally:

@@ -76,7 +76,7 @@ def label(
     if stage.is_current():
         check_strict(out, strict)
         return
-    place = torch.device(device) if device else dist.start()
+    place = dist.start(device)
     centroids = torch.from_numpy(kmeans.Codebook.load(codebook).centroids).to(place)
     labelled = 0
     with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
@@ -163,11 +163,9 @@ def purity(
 
 
 def check_names(cuts: list[Path], out: Path) -> None:
-    """Raise UserError if two files of cuts would be written to one place, or over their inputs."""
+    """Raise UserError if two files of cuts would be written to one place."""
     if len({path.name for path in cuts}) < len(cuts):
         raise UserError(f"{', '.join(map(str, cuts))}: two files of one name would overwrite each other in {out}")
-    if any(path.resolve().parent == out.resolve() for path in cuts):
-        raise UserError(f"{out}: holds the cuts that are read; give another folder to write to")
 
 
 def check_strict(out: Path, strict: bool) -> None:

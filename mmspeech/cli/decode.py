@@ -19,7 +19,7 @@ from mmspeech.data.frozen_noise import FrozenNoise
 from mmspeech.data.loader import CutDataset, DataConfig, Validation
 from mmspeech.data.noise import parse_kind
 from mmspeech.data.reading import FRAMES_PER_S, Reading, has_stream
-from mmspeech.data.text import Tokenizer
+from mmspeech.data.text import Tokenizer, normalise
 from mmspeech.decoding.beam import BeamConfig
 from mmspeech.errors import UserError
 from mmspeech.finetuning import recognizer
@@ -61,7 +61,7 @@ def run(
     Example: mmspeech decode exp/av/model exp/mouth/cuts_test.jsonl.gz exp/av/decode --modality av,a,v --noise
     clean,babble:0 --noise-sets exp/noisy
     """
-    where = torch.device(device) if device else dist.start()
+    where = dist.start(device)
     loaded = recognizer.load(model, where)
     tokenizer = Tokenizer.load(model)
     given = configs.build(configs.tree_of(search or []), SEARCHES[loaded.task], Path("--set"))
@@ -131,9 +131,9 @@ def conditions(
 ) -> Iterator[Condition]:
     """Every combination that makes sense. Raises UserError for streams or noise that are not there."""
     name = cuts.name.removesuffix(".gz").removesuffix(".jsonl").removeprefix("cuts_")
-    kinds = noise.split(",")
+    kinds = list(dict.fromkeys(noise.split(",")))
     file_names = {kind: parse_kind(kind).file_name for kind in kinds if kind != "clean"}
-    for typed in modality.split(","):
+    for typed in dict.fromkeys(modality.split(",")):
         streams = streams_of(typed, model)
         heard = any(model.inputs[stream]["reader"] == "logmel" for stream in streams)
         if not heard and "clean" not in kinds:
@@ -209,11 +209,12 @@ def decode(
         start = time.perf_counter()
         hypotheses = model.objective.generate(batch.to(device), search)
         seconds += time.perf_counter() - start
-        frames += int(torch.stack(list(batch.lengths.values())).amax(0).sum())
+        frames += int(batch.frames.sum())
         for name, ref, best in zip(batch.ids, batch.texts, hypotheses, strict=True):
             text = tokenizer.decode(best[0].ids) if best else ""
-            lines.append({"id": name, "text": text, "score": best[0].score if best else None, "ref": ref})
-    gathered = dist.gather_on_host(Output(lines, getattr(batches, "bad", []), seconds, frames / FRAMES_PER_S))
+            lines.append({"id": name, "text": text, "score": best[0].score if best else None})
+            lines[-1]["ref"] = normalise(ref)  # hypotheses are written so
+    gathered = dist.gather_on_host(Output(lines, batches.bad, seconds, frames / FRAMES_PER_S))
     return Output(
         lines=sorted((line for theirs in gathered for line in theirs.lines), key=lambda line: line["id"]),
         bad=sorted(why for theirs in gathered for why in theirs.bad),

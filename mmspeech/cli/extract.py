@@ -34,20 +34,18 @@ def mouth(
 
     Example: `mmspeech extract mouth exp/data/cuts_*.jsonl.gz exp/lips`
     """
+    from mmspeech.cli.cluster import check_names, check_strict
     from mmspeech.data import mouth_shards
 
-    if len({path.name for path in cuts}) < len(cuts):
-        raise UserError(f"{', '.join(map(str, cuts))}: two files of one name would overwrite each other in {out}")
+    check_names(cuts, out)
     if landmarks is not None and not landmarks.is_dir():
         raise UserError(f"{landmarks}: no such folder of landmarks; mend the path, or leave out --landmarks to detect")
-    rejected = out / "rejected.jsonl"
     inputs = cuts if landmarks is None else [*cuts, landmarks]
     stage = files.Stage(out, inputs, {"step": "mouth"})
     if stage.is_current():
-        if strict and rejected.stat().st_size:
-            raise UserError(f"{out}: clips were set aside, see {rejected} (--strict allows none)")
+        check_strict(out, strict)
         return
-    with stage.resuming(), files.Rejects(rejected, strict) as rejects:
+    with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
         report = mouth_shards.extract(cuts, out, landmarks, jobs, rejects)
     say(report.line())
 
@@ -79,8 +77,6 @@ def features(
 
     Example: `mmspeech extract features exp/lips/cuts_*.jsonl.gz exp/features2 --encoder exp/iter1/encoder --layer 9`
     """
-    import torch
-
     from mmspeech import dist
     from mmspeech.cli import extract_features
     from mmspeech.cli.cluster import check_names, check_strict
@@ -99,10 +95,9 @@ def features(
         check_strict(out, strict)
         return
     if feature is not None:  # reading takes longer than computing
-        extractor = extract_features.spectral(feature, torch.device(device or "cpu"))
+        extractor = extract_features.spectral(feature, dist.start(device or "cpu"))
     else:
-        place = torch.device(device) if device else dist.start()
-        extractor = extract_features.from_encoder(load_encoder(encoder), layer, streams, place)
+        extractor = extract_features.from_encoder(load_encoder(encoder), layer, streams, dist.start(device))
     with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
         written = sum(
             extract_features.extract(path, out, extractor, rejects, batch_s=batch_seconds, jobs=jobs) for path in cuts

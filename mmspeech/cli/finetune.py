@@ -80,18 +80,19 @@ def run(
 
     Example: mmspeech finetune recipes/lrs3/conf/uhubert/finetune/synth-av.yaml exp/av --encoder exp/iter2/encoder
     """
-    tree = configs.read(conf, [*([f"encoder={encoder}"] if encoder else []), *(overrides or [])])
+    tree = configs.read(conf, overrides or [])
+    if encoder:
+        tree["encoder"] = str(encoder)
     task = tree.get("task")
-    if task not in RUNS:
+    if not isinstance(task, str) or task not in RUNS:
         raise UserError(f"{conf}: `task` is {task!r}; expected one of {', '.join(RUNS)}")
     run_class, objective_class = RUNS[task]
-    if "streams" in tree.get("data", {}):
+    if isinstance(tree.get("data"), dict) and "streams" in tree["data"]:
         raise UserError(f"{conf}: `data.streams` is read as in pre-training; choose among them with `streams: [audio]`")
     config = configs.build(tree, run_class, conf)
     if config.encoder is None:
         raise UserError(f"{conf}: `encoder` names no pre-trained encoder; give --encoder EXP/encoder")
-    inputs = [config.encoder, *config.data.cuts, *config.data.valid_cuts]
-    stage = files.Stage(exp / "model", inputs=inputs, settings=configs.plain(config))
+    stage = files.Stage(exp / "model", inputs=[config.encoder, *config.data.files()], settings=origin.settings(config))
     if stage.is_current():
         return
     device = dist.start()

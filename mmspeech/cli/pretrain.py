@@ -51,7 +51,7 @@ def run(
     """
     tree = configs.read(conf, overrides or [])
     system = tree.get("system")
-    if system not in RUNS:
+    if not isinstance(system, str) or system not in RUNS:
         raise UserError(f"{conf}: `system` is {system!r}; expected one of {', '.join(RUNS)}")
     run_class, model_class, objective_class = RUNS[system]
     config = configs.build(tree, run_class, conf)
@@ -61,8 +61,8 @@ def run(
         raise UserError(
             f"{conf}: `data.streams.{unknown[0]}` is read, but the model has no such stream; add it to model.streams"
         )
-    inputs = [*config.data.cuts, *config.data.valid_cuts, *([config.init] if config.init else [])]
-    stage = files.Stage(exp / "encoder", inputs=inputs, settings=configs.plain(config))
+    inputs = [*config.data.files(), *([config.init] if config.init else [])]
+    stage = files.Stage(exp / "encoder", inputs=inputs, settings=origin.settings(config))
     if stage.is_current():
         return
     device = dist.start()

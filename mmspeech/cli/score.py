@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mmspeech import files
 from mmspeech.console import say
+from mmspeech.data.text import normalise
 from mmspeech.errors import UserError
 from mmspeech.scoring import bleu as bleu_score
 from mmspeech.scoring import bootstrap, floor, report, table, wer
@@ -147,7 +148,7 @@ def show(made: list[table.Table]) -> None:
 
 
 def transcripts(cuts: Path) -> Iterable[str]:
-    """The transcripts of a file of cuts; cuts without one are passed over.
+    """The transcripts of a file of cuts, as recognizers write them; cuts without one are passed over.
 
     Read as plain JSON: lhotse need not be imported, which takes longer than the work.
     """
@@ -156,7 +157,7 @@ def transcripts(cuts: Path) -> Iterable[str]:
             for line in file:
                 for supervision in json.loads(line).get("supervisions") or ():
                     if supervision.get("text"):
-                        yield supervision["text"]
+                        yield normalise(supervision["text"])
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{cuts}: expected gzipped JSON lines of cuts ({error}); write it again") from None
 

@@ -68,7 +68,7 @@ def find_clips(corpus: Path) -> tuple[list[Clip], list[tuple[str, str]]]:
         clip = Clip(
             split="pretrain",
             speaker=path.parent.name,
-            name="-".join([*parts[:-2], parts[-1]]),  # folders above the speaker's keep names apart
+            name=_short("-".join([*parts[:-2], parts[-1]])),  # folders above the speaker's keep names apart
             media=path,
             transcript=text if text.exists() else None,
         )
@@ -111,6 +111,13 @@ def read_text(path: Path) -> str:
     if not text:
         raise BadItem(f"{path}: expected a transcript, found no words; the clip is left out")
     return text
+
+
+def _short(name: str) -> str:
+    """A name that file systems take with a suffix behind it: they allow 255 bytes, and titles of videos have more."""
+    if len(name.encode()) <= 200:
+        return name
+    return f"{name.encode()[:150].decode(errors='ignore')}-{list_digest([name])}"
 
 
 def _share(share: float, clips: Collection[tuple[str, str]]) -> int:

@@ -84,6 +84,8 @@ def prepare(
     """
     sounds = find_sounds(corpus, seed)
     check_places(corpus, out)
+    if babbles < 0 or voices < 1:
+        raise UserError(f"--babbles {babbles}, --voices {voices}: expected 0 or more mixtures of at least one voice")
     stage = Stage(out, [corpus], {"babbles": babbles, "voices": voices, "seed": seed})
     if stage.is_current():
         return

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from mmspeech.data.text import normalise
 from mmspeech.errors import BadItem
 
 # {LG}, {NS}, [NOISE], (APPLAUSE): marks of what is heard, not words. Brackets within a word are left alone.
@@ -10,8 +11,8 @@ MARK = re.compile(r"(?<!\S)(\{[^{}]*\}|\[[^\[\]]*\]|\([^()]*\))(?!\S)")
 
 
 def clean(text: str) -> str:
-    """Lower case, marks in brackets left out, single spaces; everything else as it was written."""
-    return " ".join(MARK.sub(" ", text).lower().split())
+    """The text as tokenizers see it, without marks in brackets; everything else as it was written."""
+    return normalise(MARK.sub(" ", text))
 
 
 def read_lines(path: Path) -> list[str]:

@@ -7,6 +7,7 @@ that is saved is that of the last batch trained, so a resumed run, on any number
 batch.
 """
 
+import dataclasses
 import heapq
 import itertools
 import math
@@ -29,9 +30,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmspeech import dist
 from mmspeech.batch import Batch
-from mmspeech.console import say, say_here
+from mmspeech.console import say_here
 from mmspeech.data import cutfiles
-from mmspeech.data.noise import NoiseConfig, NoisePool
+from mmspeech.data.noise import NoiseConfig, NoisePool, training_noises
 from mmspeech.data.reading import FRAMES_PER_S, Reading, check_streams, collate, has_stream, read_item, repeat_item
 from mmspeech.errors import BadItem, UserError
 
@@ -68,6 +69,14 @@ class DataConfig:
             raise UserError(f"max_batch_s: {self.max_batch_s}; expected seconds above 0")
         if self.max_batch_s > self.batch_s:
             raise UserError(f"max_batch_s: {self.max_batch_s} is more than batch_s {self.batch_s}; lower it")
+        if not 0 <= self.min_s <= self.max_s:
+            raise UserError(f"min_s: {self.min_s}, max_s {self.max_s}; expected 0 or more, and the lower bound first")
+        if self.trim_s is not None and self.trim_s < 1 / FRAMES_PER_S:
+            raise UserError(f"trim_s: {self.trim_s}; expected at least one frame, {1 / FRAMES_PER_S} s")
+
+    def files(self) -> list[Path]:
+        """What is read besides media: cuts, and the lists of noises for training."""
+        return [*self.cuts, *self.valid_cuts, *training_noises(self.noise)]
 
 
 def make_reading(
@@ -193,8 +202,9 @@ class TrainingStream:
         self.config, self.name, self.seed = config, name, seed
         self.batches_per_update = max(dist.world_size(), math.ceil(config.batch_s / config.max_batch_s - 1e-9))
         self.dataset = CutDataset(reading)
-        self._position = (0, 0)  # (pass over the cuts, batches of it that are trained)
-        self._ahead: deque[tuple[int, int]] = deque()  # positions after the groups that were handed out
+        # Where training is: the pass over the cuts, its batches that are trained, how many of them make an update.
+        self._position = (0, 0, self.batches_per_update)
+        self._ahead: deque[tuple[int, int, int]] = deque()  # positions after the groups that were handed out
         self._told: set[str] = set()  # cuts that were set aside in a pass before need no second line
 
     @property
@@ -204,26 +214,17 @@ class TrainingStream:
 
     def state_dict(self) -> dict[str, int]:
         """The position of the first batch that has not been trained, and how an update is cut into batches."""
-        number, batches = self._position
-        return {"pass": number, "batches": batches, "batches_per_update": self.batches_per_update}
+        return dict(zip(("pass", "batches", "batches_per_update"), self._position, strict=True))
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on there, with batches cut as they were.
+        """Go on there, with updates of the same cuts.
 
-        If they must be smaller now (more ranks than an update had batches, or a lower `max_batch_s`), they are other
-        batches: the next pass over the cuts begins, and what was left of this one is not seen in it.
+        If they must be cut into more batches now (more ranks than an update had batches, or a lower `max_batch_s`),
+        the cuts of every update that is left of the pass are dealt anew; from the next pass on batches are smaller.
         """
         number, batches, stored = (int(state[key]) for key in ("pass", "batches", "batches_per_update"))
-        if stored < self.batches_per_update:
-            if batches:
-                say(
-                    f"batches of {self.seconds:g} s, of {self.config.batch_s / stored:g} s before: the pass over the "
-                    "cuts cannot go on where it was, the next one begins"
-                )
-            self._position = (number + 1 if batches else number, 0)
-        else:
-            self.batches_per_update = stored
-            self._position = (number, batches)
+        self.batches_per_update = max(stored, self.batches_per_update)
+        self._position = (number, batches, stored if batches else self.batches_per_update)
 
     def trained(self) -> None:
         """The oldest group handed out is done: a checkpoint written now goes on behind it."""
@@ -231,19 +232,19 @@ class TrainingStream:
 
     def __iter__(self) -> Iterator[list[tuple[str, Batch]]]:
         self._ahead.clear()
-        ends: deque[tuple[int, int]] = deque()
+        ends: deque[tuple[int, int, int]] = deque()
         loaded = iter(make_loader(self.dataset, self._plan(ends), self.config.workers))
         mine = len(range(self.batches_per_update)[dist.rank() :: dist.world_size()])
         bad_updates = 0
         while True:
             group = [next(loaded) for _ in range(mine)]
             batches = [batch for batch in (check_loaded(one, self._told) for one in group) if batch is not None]
-            bad_updates = 0 if batches else bad_updates + 1
+            bad_updates = bad_updates + 1 if not batches and any(isinstance(o, Loaded) and o.bad for o in group) else 0
             if bad_updates == MAX_BAD_UPDATES:
                 names = ", ".join(map(str, self.config.cuts))
                 raise UserError(f"{names}: no cut of {bad_updates} updates could be used; mend what is said above")
-            if not batches:  # every rank must take part in every update: it gets a cut that it would not have had
-                batches = [self._first_usable(training_cuts(self.config))]
+            if not batches:  # every rank must take part in every update: it gets a cut that does not count
+                batches = [dataclasses.replace(self._first_usable(training_cuts(self.config)), idle=True)]
             self._ahead.append(ends.popleft())
             yield [(self.name, batch) for batch in batches]
 
@@ -269,22 +270,33 @@ class TrainingStream:
         names = ", ".join(map(str, self.config.cuts))
         raise UserError(f"{names}: no cut could be used; mend what is said above")
 
-    def _plan(self, ends: deque[tuple[int, int]]) -> Iterator[tuple[int, CutSet]]:
+    def _plan(self, ends: deque[tuple[int, int, int]]) -> Iterator[tuple[int, CutSet]]:
         """What this rank loads, in order: (pass, cuts); notes in `ends` the position after each group."""
-        number, skip = self._position
+        number, skip, per_update = self._position
         group: list[tuple[int, CutSet]] = []
         while True:
-            sampler = make_sampler(self.config.cuts, self.config, seconds=self.seconds, train=True, seed=self.seed)
+            seconds = self.config.batch_s / per_update
+            sampler = make_sampler(self.config.cuts, self.config, seconds=seconds, train=True, seed=self.seed)
             sampler.set_epoch(number)
             for index, cuts in enumerate(sampler):
                 if index < skip:
                     continue
                 group.append((number, cuts))
-                if len(group) == self.batches_per_update:
-                    ends.append((number, index + 1))
-                    yield from group[dist.rank() :: dist.world_size()]
+                if len(group) == per_update:
+                    ends.append((number, index + 1, per_update))
+                    yield from self._dealt(group)
                     group = []
-            number, skip = number + 1, 0
+            # What is left of the pass waits for batches of the next one.
+            number, skip, per_update = number + 1, 0, self.batches_per_update
+
+    def _dealt(self, group: list[tuple[int, CutSet]]) -> list[tuple[int, CutSet]]:
+        """This rank's batches of an update; an update of fewer batches than are wanted is cut into so many."""
+        wanted = self.batches_per_update
+        if len(group) < wanted:
+            number, cuts = group[-1][0], [cut for _, batch in group for cut in batch]
+            ends = [len(cuts) * part // wanted for part in range(wanted + 1)]
+            group = [(number, CutSet.from_cuts(cuts[start:end])) for start, end in itertools.pairwise(ends)]
+        return group[dist.rank() :: dist.world_size()]
 
 
 def validation_batches(config: DataConfig, reading: Reading, *, name: str = "main") -> "Validation":

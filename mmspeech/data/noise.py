@@ -91,11 +91,13 @@ class Noises:
     def __init__(self, folder: Path, category: str, split: str) -> None:
         self.path = folder / f"noise_{category}_{split}.jsonl.gz"
         self._cuts: dict[str, Cut] | None = None
+        self._ids: list[str] = []  # of the cuts, to draw from
 
     @property
     def cuts(self) -> dict[str, Cut]:
         if self._cuts is None:
             self._cuts = {cut.id: cut for cut in cutfiles.open_cuts(self.path)}
+            self._ids = list(self._cuts)
         return self._cuts
 
     def draw(self, samples: int, rng: np.random.Generator) -> tuple[str, int, np.ndarray]:
@@ -103,9 +105,9 @@ class Noises:
 
         A noise that is shorter than wanted is repeated, and may start anywhere in itself.
         """
-        ids = list(self.cuts)
         for _ in range(MAX_DRAWS):
-            name = ids[rng.integers(len(ids))]
+            number = int(rng.integers(len(self.cuts)))  # reads the list if nobody did before
+            name = self._ids[number]
             size = self.cuts[name].num_samples
             offset = int(rng.integers(size - samples + 1 if size > samples else size))
             noise = self.read(name, offset, samples)
@@ -127,7 +129,14 @@ class Noises:
         return np.take(noise, np.arange(offset, offset + samples), mode="wrap")
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "_cuts": None}  # a worker reads its own list
+        return {"path": self.path, "_cuts": None, "_ids": []}  # a worker reads its own list
+
+
+def training_noises(config: NoiseConfig) -> list[Path]:
+    """The lists of noises that training with this configuration draws from."""
+    if config.cuts is None or config.probability == 0:
+        return []
+    return [Noises(config.cuts, name, "train").path for name, weight in config.categories.items() if weight > 0]
 
 
 class NoisePool:

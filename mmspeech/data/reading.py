@@ -4,7 +4,6 @@ How a stream is read stands in YAML: `{audio: {reader: logmel}, video: {reader: 
 modality whose vectors lie in a field of the cut needs no code: `emg: {reader: array, field: emg}`.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
+from mmspeech import config as configs
 from mmspeech import seeds
 from mmspeech.batch import Batch
 from mmspeech.data import audio, units, video
@@ -98,12 +98,8 @@ def check_streams(streams: Mapping[str, Mapping[str, Any]]) -> None:
     for name, settings in streams.items():
         if settings.get("reader") not in READERS:
             raise UserError(f"data.streams.{name}.reader: {settings.get('reader')!r}; expected {', '.join(READERS)}")
-        known = dict(list(inspect.signature(READERS[settings["reader"]]).parameters.items())[len(_GIVEN) :])
-        if unknown := sorted(settings.keys() - {"reader"} - known.keys()):
-            names = ", ".join(known) or "none"
-            raise UserError(f"data.streams.{name}.{unknown[0]}: no setting of `{settings['reader']}`; there is {names}")
-        if missing := [key for key, p in known.items() if p.default is p.empty and key not in settings]:
-            raise UserError(f"data.streams.{name}.{missing[0]}: missing; `{settings['reader']}` needs it")
+        rest = {key: value for key, value in settings.items() if key != "reader"}
+        configs.arguments(READERS[settings["reader"]], rest, f"data.streams.{name}", settings["reader"], _GIVEN)
 
 
 def read_item(cut: Cut, reading: Reading, number: int = 0) -> Item:

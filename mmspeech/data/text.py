@@ -12,14 +12,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import sentencepiece
-from lhotse import CutSet
 
 from mmspeech.console import say
 from mmspeech.errors import UserError
 from mmspeech.files import replacing, write_json
+
+if TYPE_CHECKING:  # slow to import, and scoring, which normalises texts too, can do without
+    from lhotse import CutSet
 
 START, PAD, END, UNKNOWN = range(4)
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
@@ -112,7 +114,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     return Tokenizer(config.kind, symbols[: config.size])
 
 
-def transcripts(cuts: CutSet) -> Iterator[str]:
+def transcripts(cuts: "CutSet") -> Iterator[str]:
     """The texts of all cuts that have one."""
     for cut in cuts:
         for supervision in cut.supervisions:

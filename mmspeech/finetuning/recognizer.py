@@ -40,11 +40,6 @@ class Recognizer:
     folder: Path
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        """The streams that its encoder knows."""
-        return self.objective.encoder.modalities
-
-    @property
     def inputs(self) -> dict[str, Any]:
         """How each stream is read."""
         return self.objective.encoder.inputs

@@ -4,12 +4,12 @@ A new modality costs a class here (often none: `linear` takes any vectors), one 
 `data/`, and lines of YAML.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from mmspeech import config as configs
 from mmspeech.blocks.resnet import Activation, LipResNet
 from mmspeech.errors import UserError
 
@@ -80,15 +80,6 @@ def build_frontend(stream: str, dim: int, options: Mapping[str, object]) -> nn.M
     """
     given = dict(options)
     name = given.pop("frontend", None)
-    if name not in FRONTENDS:
+    if not isinstance(name, str) or name not in FRONTENDS:
         raise UserError(f"model.streams.{stream}.frontend is {name!r}; expected one of {', '.join(FRONTENDS)}")
-    parameters = dict(inspect.signature(FRONTENDS[name]).parameters)
-    known = parameters.keys() - {"dim"}
-    if missing := [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in given]:
-        raise UserError(f"model.streams.{stream}.{missing[0]}: missing; `{name}` needs it")
-    for key in given:
-        if key not in known:
-            raise UserError(
-                f"model.streams.{stream}.{key} is no setting of `{name}`; known: {', '.join(sorted(known))}"
-            )
-    return FRONTENDS[name](dim, **given)
+    return FRONTENDS[name](dim, **configs.arguments(FRONTENDS[name], given, f"model.streams.{stream}", name, ["dim"]))

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from mmspeech import config as configs
 from mmspeech import dist
 from mmspeech.errors import UserError
 from mmspeech.files import Stage, write_json
@@ -12,18 +14,33 @@ from mmspeech.training import checkpoint
 # What may differ: how long, how fast, how often it is looked at. All else makes another run.
 MAY_CHANGE = {
     "data.max_batch_s", "data.workers", "training.updates", "training.validate_every", "training.checkpoint_every",
-    "training.log_every", "training.keep_last", "training.average_last", "training.use", "training.max_nonfinite",
-    "training.parallel", "training.unused_parameters",
+    "training.log_every", "training.keep_last", "training.average_last", "training.use", "training.select",
+    "training.max_nonfinite", "training.parallel", "training.unused_parameters",
 }  # fmt: skip
+
+# Where files lie is no setting: folders may move. Cuts, encoders and lists of noise are compared as inputs.
+PLACES = ("encoder", "init", "data.cuts", "data.valid_cuts", "data.noise.cuts")
+
+
+def settings(config: object) -> dict[str, Any]:
+    """All settings of a run but the places of its files."""
+    tree: Any = configs.plain(config)
+    for place in PLACES:
+        *parents, last = place.split(".")
+        node = tree
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(last, None)
+    return tree
 
 
 def check(folder: Path, stage: Stage) -> None:
-    """Note in FOLDER/begun.json what the run is made from; every rank calls.
+    """Note in FOLDER/run.json what the run is made from; every rank calls.
 
     Raises UserError if checkpoints of other inputs or settings lie there: trained on with these, they would pass for
     the result of what is asked for now.
     """
-    note = folder / "begun.json"
+    note = folder / "run.json"
     asked = {"inputs": sorted(stage.inputs.values()), "settings": stage.settings}
     if checkpoint.kept(folder / "checkpoints") and note.exists():
         begun = json.loads(note.read_text())
@@ -44,13 +61,9 @@ def check(folder: Path, stage: Stage) -> None:
 
 
 def _differences(old: object, new: object, key: str = "") -> Iterator[str]:
-    """Dotted keys of what differs between two trees of settings, without those that may and the places of files."""
+    """Dotted keys of what differs between two trees of settings, without those that may."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in old.keys() | new.keys():
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-    elif old != new and key not in MAY_CHANGE | _PLACES:
+    elif old != new and key not in MAY_CHANGE:
         yield key
-
-
-# Folders may move; cuts and encoders are compared as inputs.
-_PLACES = {"encoder", "init", "data.cuts", "data.valid_cuts", "data.noise.cuts"}

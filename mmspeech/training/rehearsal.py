@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from mmspeech.batch import Batch
 from mmspeech.errors import UserError
 from mmspeech.training import parallel, random_states
-from mmspeech.training.step import num_frames
 
 
 def rehearse(
@@ -26,7 +25,6 @@ def rehearse(
     update: int,
     device: torch.device,
     precision: Literal["fp32", "bf16"],
-    too_big: str,
 ) -> str:
     """Forward and backward on one batch, with all its streams, which leaves no trace; returns a line with the peak.
 
@@ -35,13 +33,12 @@ def rehearse(
     Args:
         update: one in which all is trained that ever is: frozen parts take less.
         model: without DDP around it, so that nothing is exchanged (FSDP2 exchanges: every rank takes part).
-        too_big: advice for the error, what to lower.
 
     Raises UserError when memory runs out.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    size = f"{len(batch)} items, {num_frames(batch)} frames"
+    size = f"{len(batch)} items, {int(batch.frames.sum())} frames"
     try:
         with _untouched(model):
             # Adam's two moments come with the first step: their room must be free too.
@@ -59,7 +56,9 @@ def rehearse(
         if not re.search("out of memory|can.t allocate memory|^$", str(error).lower()):
             raise
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"the longest batch ({size}) does not fit into memory ({reason}); {too_big}") from error
+        raise UserError(
+            f"the longest batch ({size}) does not fit into memory ({reason}); lower data.max_batch_s or data.max_s"
+        ) from error
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.empty_cache()

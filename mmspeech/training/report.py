@@ -22,11 +22,14 @@ class Pending:
     ids: list[list[str]]  # of each batch
 
 
+SECONDS_PER_FRAME = 0.04  # for the hours seen
+
+
 class Report:
     """Collects outcomes; `write` waits for the device once and logs the mean over the updates since the last time."""
 
-    def __init__(self, device: torch.device, *, max_nonfinite: int, seconds_per_frame: float) -> None:
-        self.device, self.max_nonfinite, self.seconds_per_frame = device, max_nonfinite, seconds_per_frame
+    def __init__(self, device: torch.device, *, max_nonfinite: int) -> None:
+        self.device, self.max_nonfinite = device, max_nonfinite
         self.frames = 0.0  # seen so far by all ranks
         self.nonfinite_in_a_row = 0
         self._pending: list[Pending] = []
@@ -55,7 +58,7 @@ class Report:
         figures |= {
             "lr": lr,
             "frames_per_s": (self.frames - self._frames_then) / max(time.monotonic() - self._began, 1e-9),
-            "hours": self.frames * self.seconds_per_frame / 3600,
+            "hours": self.frames * SECONDS_PER_FRAME / 3600,
         }
         log.report(pending[-1].update, "train", figures)
         for one, bad in zip(pending, skipped, strict=True):

@@ -32,6 +32,7 @@ class TrainingConfig:
     keep_last: int = 2  # checkpoints, besides the best
     average_last: int = 0  # checkpoints whose mean is written at the end; 0: none
     use: Literal["last", "best", "average"] = "last"  # weights that the objective has at the end
+    select: str = "loss"  # validation figure that picks the best: loss, loss/PART (small), or accuracy... (large)
     max_nonfinite: int = 10  # updates in a row without a finite gradient, then the run stops
     seed: int = 0  # of dropout and other global generators
 
@@ -39,6 +40,12 @@ class TrainingConfig:
         for name in ("updates", "validate_every", "checkpoint_every", "log_every", "keep_last", "max_nonfinite"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)}; expected 1 or more")
+        if self.lr <= 0:
+            raise UserError(f"lr: {self.lr}; expected a rate above 0")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise UserError(f"clip_norm: {self.clip_norm}; expected a norm above 0, or null for none")
+        if self.average_last < 0:
+            raise UserError(f"average_last: {self.average_last}; expected 0 or more checkpoints")
         if self.warmup_updates > self.updates:
             raise UserError(f"warmup_updates: {self.warmup_updates} of {self.updates} updates; lower it")
         if self.schedule == "tri_stage" and self.final_lr_scale <= 0:

@@ -49,10 +49,11 @@ def part_name(model: nn.Module, objective: str, part: str) -> str:
 def agree(model: nn.Module, group: Group, *, stop: bool = False) -> Agreement:
     """Sum over all ranks what the step must know. A part that a rank does not name counts 0 there."""
     counts: dict[str, float] = defaultdict(float)
-    for name, batch in group:
+    working = [(name, batch) for name, batch in group if not batch.idle]
+    for name, batch in working:
         for part, count in batch.counts.items():
             counts[part_name(model, name, part)] += float(count)
-    frames = sum(num_frames(batch) for _, batch in group)
+    frames = sum(int(batch.frames.sum()) for _, batch in working)
     total: dict[str, float] = defaultdict(float)
     everyone = dist.gather_on_host((dict(counts), frames, len(group), stop))
     for theirs, *_ in everyone:
@@ -87,7 +88,7 @@ def train_step(
         most_batches: of any rank; sharded modules repeat the last batch, without weight, until all ranks have as many.
     """
     device = group[0][1].device
-    batches = [(name, batch, 1.0) for name, batch in group]
+    batches = [(name, batch, 0.0 if batch.idle else 1.0) for name, batch in group]
     if most_batches is not None and isinstance(model, parallel.FSDPModule):
         batches += [(*group[-1], 0.0)] * (most_batches - len(group))
     losses: list[Tensor] = []
@@ -101,14 +102,16 @@ def train_step(
                 loss = model(name, batch, update)
             # A part that nobody has in this update counts 0, and 0 / 0 would poison every gradient.
             shares = {
-                part: total / max(counts[part_name(model, name, part)], 1) for part, (total, _) in loss.parts.items()
+                part: total / max(counts.get(part_name(model, name, part), 0), 1)
+                for part, (total, _) in loss.parts.items()
             }
             mean = sum(weight * shares[part] for part, (_, weight) in loss.parts.items()) * weight_of_batch
             # Times world size, because data parallelism averages gradients over ranks and these are shares of a mean.
             # 0 * mean makes every gradient nan where the loss is, so that all ranks come to know it.
             (mean * (dist.world_size() + 0.0 * mean.detach())).backward()
-        if weight_of_batch:
+        if i <= len(group):
             losses.append(mean.detach())
+        if weight_of_batch:
             for part, share in shares.items():
                 if (part := part_name(model, name, part)) in parts:
                     parts[part] += share.detach()
@@ -133,11 +136,6 @@ def add_logs(
     for name, (value, count) in more.items():
         value_so_far, count_so_far = total.get(name, (zero, zero))
         total[name] = (value_so_far + value.detach(), count_so_far + count)
-
-
-def num_frames(batch: Batch) -> int:
-    """Frames in a batch on the host: of each item, those of its longest stream."""
-    return int(torch.stack(list(batch.lengths.values())).amax(dim=0).sum())
 
 
 def refuse_split(model: parallel.Dispatch, names: Iterable[str]) -> str | None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -54,10 +54,6 @@ def run(
     *,
     device: torch.device,
     validation: Iterable[tuple[str, Batch]] | None = None,
-    select: str = "loss",
-    select_mode: Literal["min", "max"] | None = None,
-    seconds_per_frame: float = 0.04,
-    too_big: str = "lower data.max_batch_s or data.max_s",
 ) -> None:
     """Train the objective; afterwards it holds the weights that `config.use` asks for. Goes on where a run stopped.
 
@@ -69,19 +65,14 @@ def run(
             turn parameters on and off (not under FSDP2); after_step(update), e.g. an EMA; `couples_items` True: its
             batch is never split; `leaves_unused` or `freezes` True: some parameters may stay without gradient.
         validation: (name, batch) pairs of this rank, iterated anew each time.
-        select: the validation figure that picks the best: "loss", "loss/PART", or a log of the objective.
-        select_mode: whether small or large is better; None: small for losses, large for others.
-        seconds_per_frame: for the hours seen.
-        too_big: advice when the longest batch does not fit.
 
     Raises UserError for what a user can mend; SystemExit(143) after SIGTERM, with a checkpoint written.
     """
-    best = Best(select, select_mode)
-    trainer = Trainer(objective, groups, config, folder, device, validation, best, seconds_per_frame)
+    trainer = Trainer(objective, groups, config, folder, device, validation)
     trainer.resume()
     with _sigterm(trainer), Log(folder, trainer.update, config.updates) as trainer.log:
         if trainer.update < config.updates:
-            trainer.rehearse(too_big)
+            trainer.rehearse()
             trainer.train()
         trainer.finish()
 
@@ -97,11 +88,9 @@ class Trainer:
         folder: Path,
         device: torch.device,
         validation: Iterable[tuple[str, Batch]] | None,
-        best: Best,
-        seconds_per_frame: float,
     ) -> None:
         self.objective, self.groups, self.config, self.device = objective.to(device), groups, config, device
-        self.validation, self.best = validation, best
+        self.validation, self.best = validation, Best(config.select)
         self.checkpoints = folder / "checkpoints"
         self.dispatch = parallel.Dispatch(objective)
         several = len(self.dispatch.all()) > 1
@@ -114,17 +103,25 @@ class Trainer:
             objective, config.optimizer, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
         )
         self.update = 0  # finished ones
-        self.report = Report(device, max_nonfinite=config.max_nonfinite, seconds_per_frame=seconds_per_frame)
+        self.report = Report(device, max_nonfinite=config.max_nonfinite)
         self.stop = False  # set by SIGTERM
         self.log: Log
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one; else seed the global generators."""
+        if dist.is_first():  # what a killed process was writing
+            for part in self.checkpoints.glob(".*.step-*.ckpt"):
+                part.unlink()
         content = checkpoint.newest(self.checkpoints)
         if content is None:
             random_states.seed_all(self.config.seed, self.update)
             return
         where = checkpoint.path_of(self.checkpoints, content["update"])
+        if content["update"] > self.config.updates:
+            raise UserError(
+                f"{where}: {content['update']} updates are done, more than training.updates: {self.config.updates}; "
+                "give another folder, or raise it"
+            )
         checkpoint.load_model(self.objective, content["model"], where)
         checkpoint.load_optimizer(self.objective, self.optimizer, content["optimizer"])
         self.groups.load_state_dict(content["groups"])
@@ -137,7 +134,7 @@ class Trainer:
         else:  # other ranks than before: nothing to go on from
             random_states.seed_all(self.config.seed, self.update)
 
-    def rehearse(self, too_big: str) -> None:
+    def rehearse(self) -> None:
         """Try the longest batch, if the data can tell which that is."""
         self._freeze()
         self.log.line(f"resumed after update {self.update}" if self.update else "begun", quiet=not self.update)
@@ -152,7 +149,6 @@ class Trainer:
             update=self.config.updates,
             device=self.device,
             precision=self.config.precision,
-            too_big=too_big,
         )
         self.log.line(line)
 
@@ -196,6 +192,8 @@ class Trainer:
             path = checkpoint.path_of(self.checkpoints, self.best.update)
             checkpoint.load_model(self.objective, checkpoint.read(path)["model"], path)
             self.log.line(f"using update {self.best.update}: {self.best.select} {self.best.value:.4g}")
+        elif config.use == "best":
+            self.log.line("using the last update: without validation there is no best one")
         dist.barrier()
 
     def _step(self, group: Group) -> bool:

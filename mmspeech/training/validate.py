@@ -21,8 +21,7 @@ from mmspeech.training.step import add_logs, part_name
 class Best:
     """The best validation so far."""
 
-    select: str  # name of the figure
-    mode: Literal["min", "max"] | None = None  # which is better; None: small losses, large others (accuracies)
+    select: str  # name of the figure: small losses are good, and large ones of all others
     value: float | None = None
     update: int | None = None
 
@@ -31,12 +30,11 @@ class Best:
         if not figures:
             raise UserError("validation: none of its items could be used; the reasons are above: mend them")
         if self.select not in figures:
-            raise UserError(f"select: no validation figure `{self.select}`; there are {', '.join(figures)}")
+            raise UserError(f"training.select: no validation figure `{self.select}`; there are {', '.join(figures)}")
         value = figures[self.select]
-        is_loss = self.select == "loss" or self.select.startswith("loss/")
+        small = self.select == "loss" or self.select.startswith("loss/")
         if not math.isfinite(value):  # a first one would never be beaten
             return False
-        small = self.mode == "min" if self.mode else is_loss
         if self.value is not None and not (value < self.value if small else value > self.value):
             return False
         self.value, self.update = value, update

@@ -14,7 +14,7 @@ landmarks=       # folder of face landmarks; without it they are detected (pip i
 exp=exp          # folder for everything that is made
 conf=            # plan: iterations, fine-tunings, tests; by default conf/uhubert/CORPUS.yaml
 nproc=1          # training processes on this machine, one per GPU
-jobs=$(nproc)    # processes that prepare and extract
+jobs=$(getconf _NPROCESSORS_ONLN)   # processes that prepare and extract
 babbles=         # mixtures of 30 voices; by default 10000, for synth 150
 max_clip=15      # seconds; longer utterances of LRS3 are split at pauses
 valid_ids=       # only lrs3: file with the validation clips, one SPEAKER/CLIP of trainval per line; else by speaker
@@ -25,6 +25,7 @@ noise=$(plan noise)
 noisy=$(plan noisy | sed -n 1p)
 [ "$corpus" = lrs3 ] || [ -z "$valid_ids$alignments" ] || stop "--valid-ids and --alignments are for --corpus lrs3; leave them out"
 if [ "$corpus" = synth ]; then
+  [ -z "$data$musan$landmarks" ] || stop "--data, --musan, --landmarks: the embedded corpus brings its own; add --corpus lrs3, grid or clips"
   data=$exp/corpus/lrs3 musan=$exp/corpus/musan landmarks=$exp/corpus/landmarks alignments=$exp/corpus/alignments
   babbles=${babbles:-150}
 fi
@@ -35,8 +36,14 @@ if [ -z "$musan" ] && [ "$noise" != clean ]; then
   echo "no --musan: tests are clean only, the plan's are $noise" >&2
   noise=clean
 fi
+# From here on only ends of lines separate words, and no pattern is looked up: paths may hold anything else.
+IFS=$'\n'
+set -f
+words() { tr -s ' ,' '\n'; }
 speech="pretrain trainval valid"   # what is pre-trained on, and validated on
-files() { for name in $2; do echo "$1/cuts_$name.jsonl.gz"; done; }
+files() { for name in $(words <<< "$2"); do echo "$1/cuts_$name.jsonl.gz"; done; }
+quoted() { sed "s/'/''/g; s/.*/'&'/"; }                       # lines as YAML text
+listed() { quoted | paste -sd, - | sed 's/.*/[&]/'; }         # lines as a YAML list
 # Whether a file of cuts has a line like $2. A missing file counts as one that has: the command that reads it says so.
 has() { [ ! -e "$1" ] || [ "$(gzip -dc "$1" | grep -c "$2")" -gt 0 ]; }
 can() {   # what, file of cuts, a line that it must have, in words: goes on, or says why not
@@ -44,73 +51,82 @@ can() {   # what, file of cuts, a line that it must have, in words: goes on, or 
 }
 transcribed() { can "$1" "$exp/mouth/cuts_trainval.jsonl.gz" '"text": *"[^"]' "with a transcript"; }
 tested() { transcribed "$1" && can "$1" "$exp/mouth/cuts_test.jsonl.gz" . "to test on"; }
-validation() { valid=(); if can validation "$1" . "to validate on"; then valid=(--set "data.valid_cuts=[$1]"); fi; }
+common=()   # settings of all trainings: noise and validation cuts, where there are any
+settings() {   # file of validation cuts
+  common=(--set "data.valid_cuts=$(listed <<< "$1")")
+  can validation "$1" . "to validate on" || common=(--set "data.valid_cuts=[]")
+  [ -z "$musan" ] || common+=(--set "data.noise.cuts=$(quoted <<< "$exp/noise")")
+}
 
 if begin_stage 0 "make the embedded corpus (only --corpus synth)" && [ "$corpus" = synth ]; then
-  mmspeech prepare synth "$exp/corpus" --jobs "$jobs" $(plan synth)
+  mmspeech prepare synth "$exp/corpus" --jobs "$jobs" $(plan synth | words)
 fi
 
 if begin_stage 1 "cuts: audio as FLAC, transcripts, splits; noise if there is any"; then
-  case $corpus in
-    synth | lrs3) mmspeech prepare lrs3 "$data" "$exp/data" --jobs "$jobs" --max-s "$max_clip" ${valid_ids:+--valid-ids "$valid_ids"} ${alignments:+--alignments "$alignments"} ;;
-    *) mmspeech prepare "$corpus" "$data" "$exp/data" --jobs "$jobs" ;;
+  own=()   # options of this corpus
+  case $corpus in synth | lrs3)
+    own=(--max-s "$max_clip")
+    [ -z "$valid_ids" ] || own+=(--valid-ids "$valid_ids")
+    [ -z "$alignments" ] || own+=(--alignments "$alignments") ;;
   esac
+  mmspeech prepare "${corpus/synth/lrs3}" "$data" "$exp/data" --jobs "$jobs" ${own[@]+"${own[@]}"}
   if [ -n "$musan" ]; then
     mmspeech prepare musan "$musan" "$exp/noise" --jobs "$jobs" --babbles "${babbles:-10000}"
   fi
 fi
 
 if begin_stage 2 "mouth tracks"; then
-  mmspeech extract mouth $(files "$exp/data" "$speech test") "$exp/mouth" --jobs "$jobs" ${landmarks:+--landmarks "$landmarks"}
+  found=()
+  [ -z "$landmarks" ] || found=(--landmarks "$landmarks")
+  mmspeech extract mouth $(files "$exp/data" "$speech test") "$exp/mouth" --jobs "$jobs" ${found[@]+"${found[@]}"}
 fi
 
 if begin_stage 3 "first units: k-means on MFCC frames"; then
   mmspeech extract features $(files "$exp/mouth" "$speech") "$exp/iter1/features" --feature mfcc
-  mmspeech cluster fit $(files "$exp/iter1/features" "pretrain trainval") "$exp/iter1/codebook" --clusters "$(plan clusters | sed -n 1p)" $(plan cluster)
+  mmspeech cluster fit $(files "$exp/iter1/features" "pretrain trainval") "$exp/iter1/codebook" --clusters "$(plan clusters | sed -n 1p)" $(plan cluster | words)
   mmspeech cluster label $(files "$exp/iter1/features" "$speech") "$exp/iter1/codebook" "$exp/iter1/units" --name km
 fi
 
 pretrain() {   # iteration, its configuration
-  validation "$exp/iter$1/units/cuts_valid.jsonl.gz"
-  train pretrain "$2" "$exp/iter$1" --set "data.cuts=[$exp/iter$1/units/cuts_pretrain.jsonl.gz, $exp/iter$1/units/cuts_trainval.jsonl.gz]" \
-    ${valid[@]+"${valid[@]}"} --set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")" \
-    ${musan:+--set "data.noise.cuts=$exp/noise"}
+  settings "$exp/iter$1/units/cuts_valid.jsonl.gz"
+  train pretrain "$2" "$exp/iter$1" --set "data.cuts=$(files "$exp/iter$1/units" "pretrain trainval" | listed)" \
+    --set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")" "${common[@]}"
 }
 
 if begin_stage 4 "pre-training, iteration 1"; then
   pretrain 1 "$(plan pretrain | sed -n 1p)"
 fi
 
-last=$(plan pretrain | wc -l)
+last=$(plan pretrain | grep -c . || true)
 if begin_stage 5 "pre-training, further iterations: features of the last one, units, training"; then
   for i in $(seq 2 "$last"); do
     mmspeech extract features $(files "$exp/mouth" "$speech") "$exp/iter$i/features" --encoder "$exp/iter$((i - 1))/encoder" --layer "$(plan units | sed -n "${i}p")"
-    mmspeech cluster fit $(files "$exp/iter$i/features" "pretrain trainval") "$exp/iter$i/codebook" --clusters "$(plan clusters | sed -n "${i}p")" $(plan cluster)
+    mmspeech cluster fit $(files "$exp/iter$i/features" "pretrain trainval") "$exp/iter$i/codebook" --clusters "$(plan clusters | sed -n "${i}p")" $(plan cluster | words)
     mmspeech cluster label $(files "$exp/iter$i/features" "$speech") "$exp/iter$i/codebook" "$exp/iter$i/units" --name km
     pretrain "$i" "$(plan pretrain | sed -n "${i}p")"
   done
 fi
 
 if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; then
-  validation "$exp/mouth/cuts_valid.jsonl.gz"
+  settings "$exp/mouth/cuts_valid.jsonl.gz"
   number=0
   for file in $(plan finetune); do
     number=$((number + 1))
     labelled=$(plan labelled | sed -n "${number}p")   # trainval or pretrain+trainval
     train finetune "$file" "$exp/$(basename "$file" .yaml)" --encoder "$exp/iter$last/encoder" \
-      --set "data.cuts=[$(files "$exp/mouth" "${labelled//+/ }" | paste -sd, -)]" ${valid[@]+"${valid[@]}"} \
-      ${musan:+--set "data.noise.cuts=$exp/noise"}
+      --set "data.cuts=$(files "$exp/mouth" "${labelled//+/ }" | listed)" "${common[@]}"
   done
 fi
 
 if begin_stage 7 "decoding the test set: every recognizer, streams and noise" && tested decoding; then
-  if [ "$noise" != clean ]; then
-    mmspeech prepare noisy "$exp/data/cuts_test.jsonl.gz" "$exp/noise" "$exp/noisy" $(for kind in ${noise//,/ }; do [ "$kind" = clean ] || echo --noise "$kind"; done)
+  kinds=$(words <<< "$noise" | grep -vx clean | awk '{ print "--noise"; print }' || true)
+  if [ -n "$kinds" ]; then
+    mmspeech prepare noisy "$exp/data/cuts_test.jsonl.gz" "$exp/noise" "$exp/noisy" $kinds
   fi
   for file in $(plan finetune); do
     name=$(basename "$file" .yaml)
     mmspeech decode "$exp/$name/model" "$exp/mouth/cuts_test.jsonl.gz" "$exp/$name/decode" --modality "$(plan modality)" \
-      --noise "$noise" --noise-sets "$exp/noisy" --label "$name" $(plan search | sed 's/^./--set &/')
+      --noise "$noise" --noise-sets "$exp/noisy" --label "$name" $(plan search | awk 'NF { print "--set"; print }')
   done
 fi
 

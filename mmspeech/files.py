@@ -100,9 +100,13 @@ class Stage:
         return True
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Path]:
-        """Yield an empty folder that takes the output's place, with its record, when the block ends well."""
-        self._check_place()
+    def writing(self, *, anew: bool = False) -> Iterator[Path]:
+        """Yield an empty folder that takes the output's place, with its record, when the block ends well.
+
+        Args:
+            anew: also in place of one that was made with other settings.
+        """
+        self._check_place(anew=anew)
         place = self.output.absolute()
         temporary = place.with_name(f".{os.getpid()}.{place.name}")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -119,7 +123,7 @@ class Stage:
     def resuming(self) -> Iterator[Path]:
         """Yield the output folder itself, for long jobs that write many files, each by `replacing`.
 
-        What an interrupted run with the same inputs and settings left there is kept; anything else is removed first.
+        What an interrupted run with the same inputs left there is kept; what was made from others is removed first.
         The record that makes the output current is written last.
         """
         self._check_place()
@@ -156,17 +160,28 @@ class Stage:
     def _is_mine(self, record: dict[str, Any] | None) -> bool:
         return record is not None and _identity(record) == _identity(self._content())
 
-    def _check_place(self) -> None:
-        """Raise UserError if the output's folder holds an input, or anything that no stage of this kind wrote."""
+    def _check_place(self, *, anew: bool = False) -> None:
+        """Raise UserError if the output's folder holds an input, or anything but what this stage may replace.
+
+        That is what a stage with these settings made of whatever inputs: an output of other settings is another one.
+        """
         if not self.output.is_dir():
             return
         for path in self.inputs:
             if Path(path).resolve().is_relative_to(self.output.resolve()):
                 raise UserError(f"{self.output}: holds {path}, which is read; give another folder to write to")
         records = (_read(self._record()), _read(self.output / BEGUN))
-        of_this_kind = any(record and record["settings"].keys() == self.settings.keys() for record in records)
-        if any(self.output.iterdir()) and not of_this_kind:
-            raise UserError(f"{self.output}: holds files of another origin; give an empty or a new folder")
+        record = next((one for one in records if one and one["settings"].keys() == self.settings.keys()), None)
+        if record is None:
+            if any(self.output.iterdir()):
+                raise UserError(f"{self.output}: holds files of another origin; give an empty or a new folder")
+            return
+        for key, there in record["settings"].items():
+            if there != self.settings[key] and not anew:
+                raise UserError(
+                    f"{self.output}: was made with another `{key}` ({_short(there)}, now {_short(self.settings[key])}); "
+                    "give another folder, or remove this one"
+                )
 
 
 BEGUN = "begun.json"  # in the folder of a stage that may be resumed
@@ -179,6 +194,11 @@ def _read(record: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and content.keys() == {"version", "inputs", "settings"} else None
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _identity(record: dict[str, Any]) -> list[object]:

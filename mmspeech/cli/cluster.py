@@ -30,7 +30,7 @@ def fit(
     CODEBOOK receives codebook.safetensors (`centroids`) and codebook.json. Does nothing if the output is current.
     Next: `mmspeech cluster label`, which writes every cut's units.
 
-    Example: `mmspeech cluster fit exp/mfcc/cuts_pretrain.jsonl.gz exp/iter1/codebooks/mfcc --clusters 100`
+    Example: `mmspeech cluster fit exp/iter1/features/cuts_pretrain.jsonl.gz exp/my-codebook --clusters 50`
     """
     from mmspeech.data import units
     from mmspeech.pretraining import kmeans
@@ -63,7 +63,7 @@ def label(
 
     OUT also gets units/ (the arrays) and rejected.jsonl. The frames are not carried on. Next: `mmspeech pretrain`.
 
-    Example: `mmspeech cluster label exp/mfcc/cuts_*.jsonl.gz exp/iter1/codebooks/mfcc exp/iter1/cuts --name mfcc`
+    Example: `mmspeech cluster label exp/iter1/features/cuts_*.jsonl.gz exp/my-codebook exp/my-units --name km`
     """
     import torch
 
@@ -119,7 +119,7 @@ def purity(
 
     The phone of a frame is the one at its centre; frames and cuts without a phone are left out and counted.
 
-    Example: `mmspeech cluster purity exp/iter1/cuts/cuts_valid.jsonl.gz --name mfcc --out exp/iter1/purity.json`
+    Example: `mmspeech cluster purity exp/iter1/units/cuts_valid.jsonl.gz --name km`
     """
     import dataclasses
     import json

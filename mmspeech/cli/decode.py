@@ -58,8 +58,10 @@ def run(
     whatever --noise says. A condition with a stream that no cut has is skipped, with a line. What is current is not
     decoded again.
 
-    Example: mmspeech decode exp/av/model exp/mouth/cuts_test.jsonl.gz exp/av/decode --modality av,a,v --noise
-    clean,babble:0 --noise-sets exp/noisy
+    OUT holds one model with one search: give another OUT for another beam.
+
+    Example: mmspeech decode exp/synth-av/model exp/mouth/cuts_test.jsonl.gz exp/decode-beam5 --set beam=5 --modality
+    av,a,v --noise clean,babble:0 --noise-sets exp/noisy
     """
     where = dist.start(device)
     loaded = recognizer.load(model, where)

@@ -55,7 +55,7 @@ PARTS = (
         "mediapipe",
         "mediapipe",
         "face landmarks for `extract mouth`",
-        "pip install 'mmspeech[video]', on Python 3.11 or 3.12",
+        "bin/setup synth video, on Python 3.11 or 3.12",
         core=False,
     ),
     Part(
@@ -145,7 +145,7 @@ def advice(version: Callable[[str], str | None]) -> Iterator[str]:
         if torch and made_for and made_for[1] != release(torch):
             yield f"{name} {version(name)} was made for torch {made_for[1]}, this is {torch}; get the wheel for it"
     if version("mediapipe") and int(importlib.metadata.version("numpy").split(".")[0]) >= 2:
-        yield "mediapipe needs numpy < 2; pip install 'mmspeech[video]' resolves both"
+        yield "mediapipe needs numpy < 2; bin/setup synth video resolves both"
     if torch and build(torch) == "cpu" and shutil.which("nvidia-smi"):
         yield f"there is an NVIDIA driver, but torch {torch} is a CPU build; install a CUDA build to use the GPU"
 

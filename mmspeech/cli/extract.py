@@ -30,9 +30,9 @@ def mouth(
 
     OUT also gets mouth/ (the tracks), report.json, rejected.jsonl (clips set aside, with reasons) and
     contact-sheet.jpg: look at it. Cuts without video pass through. Stopped, it goes on where it was. Without
-    landmark files, faces are found by MediaPipe (`pip install mmspeech[video]`, Python 3.11 or 3.12).
+    landmark files, faces are found by MediaPipe (`bin/setup synth video`, Python 3.11 or 3.12).
 
-    Example: `mmspeech extract mouth exp/data/cuts_*.jsonl.gz exp/lips`
+    Example: `mmspeech extract mouth exp/data/cuts_*.jsonl.gz exp/my-mouths`
     """
     from mmspeech.cli.cluster import check_names, check_strict
     from mmspeech.data import mouth_shards
@@ -73,9 +73,9 @@ def features(
 
     OUT also gets features/ (half precision) and rejected.jsonl. Stopped, it goes on where it was.
 
-    Example: `mmspeech extract features exp/data/cuts_*.jsonl.gz exp/mfcc --feature mfcc`
+    Example: `mmspeech extract features exp/mouth/cuts_*.jsonl.gz exp/my-mfcc --feature mfcc`
 
-    Example: `mmspeech extract features exp/lips/cuts_*.jsonl.gz exp/features2 --encoder exp/iter1/encoder --layer 9`
+    Example: `mmspeech extract features exp/mouth/cuts_*.jsonl.gz exp/my-frames --encoder exp/iter2/encoder --layer 3`
     """
     from mmspeech import dist
     from mmspeech.cli import extract_features

@@ -78,7 +78,8 @@ def run(
     EXP/tensorboard and EXP/metrics.jsonl. The weights that are kept are the best on the validation cuts, over the
     streams of `valid_streams`. Started again after a stop it goes on; with its output current it does nothing.
 
-    Example: mmspeech finetune recipes/lrs3/conf/uhubert/finetune/synth-av.yaml exp/av --encoder exp/iter2/encoder
+    Example: mmspeech finetune recipes/lrs3/conf/uhubert/finetune/synth-av.yaml exp/mine-av --encoder exp/iter2/encoder
+    --set "data.cuts=[exp/mouth/cuts_trainval.jsonl.gz]" --set "data.valid_cuts=[exp/mouth/cuts_valid.jsonl.gz]"
     """
     tree = configs.read(conf, overrides or [])
     if encoder:

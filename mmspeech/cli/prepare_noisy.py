@@ -29,6 +29,7 @@ def noisy(
     from mmspeech.data.noise import Noises, parse_kind
 
     kinds = [parse_kind(text) for text in noise]
+    cutfiles.open_cuts(cuts)  # a mistake here must not cost what lies in OUT
     lists = [Noises(noise_dir, kind.category, split).path for kind in kinds]
     stage = files.Stage(out, [*cuts, *lists], {"noise": noise, "split": split, "seed": seed})
     if stage.is_current():

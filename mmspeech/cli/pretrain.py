@@ -47,7 +47,8 @@ def run(
     EXP/metrics.jsonl. Started again after a stop, even kill -9, it goes on with the very next batch; with its output
     current it does nothing. On several GPUs: `torchrun --nproc-per-node 8 -m mmspeech pretrain CONF EXP`.
 
-    Example: mmspeech pretrain recipes/lrs3/conf/uhubert/pretrain/synth-1.yaml exp/iter1 --set data.units=km
+    Example: mmspeech pretrain recipes/lrs3/conf/uhubert/pretrain/synth-1.yaml exp/mine --set data.units=km --set
+    "data.cuts=[exp/iter1/units/cuts_pretrain.jsonl.gz]"
     """
     tree = configs.read(conf, overrides or [])
     system = tree.get("system")
@@ -81,6 +82,6 @@ def run(
     trainer.run(objective, stream, config.training, exp, validation=validation, device=device)
     weights = checkpoint.whole_weights(encoder)
     if dist.is_first():
-        with stage.writing() as folder:
+        with stage.writing(anew=True) as folder:  # a run may go on for longer; `origin` told what must be the same
             save_encoder(encoder, folder, weights)
         say(f"{exp / 'encoder'}: written")

@@ -32,7 +32,7 @@ def score_wer(folders: DecodeFolders, seed: Seed = 0, resamples: Resamples = boo
     Writes wer.txt (to read), utterances.jsonl and score.json (for tables) into each folder, and does nothing where
     they are current. Next: `mmspeech score table`.
 
-    Example: `mmspeech score wer exp/finetune/decode/*`
+    Example: `mmspeech score wer exp/synth-av/decode/*`
     """
     for folder in folders:
         say(f"{folder}: {wer.described(wer.score_folder(folder, seed=seed, resamples=resamples))}")
@@ -44,7 +44,7 @@ def score_bleu(folders: DecodeFolders, seed: Seed = 0, resamples: Resamples = bo
 
     Writes score.json into each folder, and does nothing where it is current. Next: `mmspeech score table`.
 
-    Example: `mmspeech score bleu exp/translate/decode/test-av-clean`
+    Example: `mmspeech score bleu exp/synth-av/decode/test-av-clean`
     """
     for folder in folders:
         bleu_score.score_folder(folder, seed=seed, resamples=resamples)
@@ -95,7 +95,7 @@ def score_table(
 
     Prints it, and writes table.md and table.tsv. The hash over a noisy column says which noise was added.
 
-    Example: `mmspeech score table exp/finetune exp/from-scratch exp/floor`
+    Example: `mmspeech score table exp/synth-av exp/synth-av-scratch exp/floor`
     """
     out = out or experiments[0] / "report"
     show(table.write(table.collect(experiments), out))
@@ -114,7 +114,7 @@ def score_report(
 
     The page, report/index.html, is one file without scripts. Curves come from every metrics.jsonl below the folders.
 
-    Example: `mmspeech score report exp --cuts exp/data/cuts_test.jsonl.gz`
+    Example: `mmspeech score report exp --cuts exp/mouth/cuts_test.jsonl.gz`
     """
     out = out or experiments[0] / "report"
     for folder in sorted({path.parent for one in experiments for path in table.visible(one, "hyp.jsonl")}):

@@ -18,6 +18,10 @@ def open_cuts(paths: Path | Sequence[Path]) -> CutSet:
     Raises UserError if a file is missing, is no gzipped JSONL, or all of them are empty.
     """
     paths = [paths] if isinstance(paths, Path) else list(paths)
+    if not paths:
+        raise UserError(
+            'data.cuts: names no cuts; give some, e.g. --set "data.cuts=[exp/iter1/units/cuts_pretrain.jsonl.gz]"'
+        )
     full = [path for path in paths if not is_empty(path)]
     if not full:
         raise UserError(
@@ -34,6 +38,8 @@ def is_empty(path: Path) -> bool:
     try:
         with gzip.open(path, "rt") as file:
             return not file.readline().strip()
+    except IsADirectoryError:
+        raise UserError(f"{path}: a folder; expected a file of cuts in it, e.g. {path}/cuts_test.jsonl.gz") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file of cuts; run the stage that writes it, or mend the path") from None
     except (OSError, EOFError, UnicodeDecodeError) as error:

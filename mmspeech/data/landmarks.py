@@ -126,7 +126,7 @@ def check_detector() -> None:
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"mediapipe: expected the release with FaceMesh to find faces, found none ({error}); run "
-            "`pip install mmspeech[video]` on Python 3.11 or 3.12, or give landmark files with --landmarks DIR"
+            "`bin/setup synth video` on Python 3.11 or 3.12, or give landmark files with --landmarks DIR"
         ) from None
 
 

@@ -10,16 +10,18 @@ here=$(cd "$(dirname "$0")" && pwd)
 corpus=synth     # synth (made by stage 0), lrs3, grid, or clips: any folder of own videos or sound
 data=            # folder of the corpus, as it was published
 musan=           # folder of MUSAN for noisy training and tests; synth brings its own noise
-landmarks=       # folder of face landmarks; without it they are detected (pip install mmspeech[video])
+landmarks=       # folder of face landmarks; without it they are detected (bin/setup synth video)
 exp=exp          # folder for everything that is made
 conf=            # plan: iterations, fine-tunings, tests; by default conf/uhubert/CORPUS.yaml
 nproc=1          # training processes on this machine, one per GPU
-jobs=$(getconf _NPROCESSORS_ONLN)   # processes that prepare and extract
+jobs=            # processes that prepare and extract; by default one per core
 babbles=         # mixtures of 30 voices; by default 10000, for synth 150
 max_clip=15      # seconds; longer utterances of LRS3 are split at pauses
 valid_ids=       # only lrs3: file with the validation clips, one SPEAKER/CLIP of trainval per line; else by speaker
 alignments=      # only lrs3: folder of TextGrid or CTM files with phones, to measure units against
 source "$here/../../bin/stages.sh" "$@"   # reads the options above, --stage, --stop-stage, --help; defines begin_stage
+case $corpus in synth | lrs3 | grid | clips) ;; *) stop "--corpus $corpus: expected synth, lrs3, grid or clips" ;; esac
+jobs=${jobs:-$(getconf _NPROCESSORS_ONLN)}
 conf=${conf:-$here/conf/uhubert/$corpus.yaml}
 noise=$(plan noise)
 noisy=$(plan noisy | sed -n 1p)
@@ -32,6 +34,9 @@ fi
 [ -n "$data" ] || stop "--data: the folder of corpus $corpus is missing; give it, or leave --corpus out"
 # Now, not after the days until that file's turn.
 [ -n "$musan" ] || [ -z "$noisy" ] || [ "$stage" -gt 6 ] || stop "--musan: missing, but $noisy trains with noise; give MUSAN's folder, or a --conf without noise"
+if [ "$corpus" != synth ] && [ -z "$landmarks" ] && [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ] && ! python -c "import mediapipe" 2> /dev/null; then
+  echo "no MediaPipe: pictures cannot be cropped, videos will stop at stage 2; run bin/setup synth video, or give --landmarks" >&2
+fi
 if [ -z "$musan" ] && [ "$noise" != clean ]; then
   echo "no --musan: tests are clean only, the plan's are $noise" >&2
   noise=clean

@@ -178,9 +178,9 @@ class Stage:
             return
         for key, there in record["settings"].items():
             if there != self.settings[key] and not anew:
+                found = f"{_short(there)}, now {_short(self.settings[key])}"
                 raise UserError(
-                    f"{self.output}: was made with another `{key}` ({_short(there)}, now {_short(self.settings[key])}); "
-                    "give another folder, or remove this one"
+                    f"{self.output}: was made with another `{key}` ({found}); give another folder, or remove this one"
                 )
 
 

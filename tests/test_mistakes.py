@@ -226,6 +226,18 @@ def test_no_stage_removes_what_it_did_not_write(fails, world, tmp_path, capsys):
     assert "current" in capsys.readouterr().err
 
 
+def test_an_output_of_other_settings_is_another_output(fails, world, tmp_path):
+    """A codebook of another size, hypotheses of another beam: not replaced by the way."""
+    assert command("extract", "features", world.cuts, tmp_path / "read", "--feature", "mfcc") == 0
+    for line, key in (
+        ("cluster  fit  {read}/cuts.jsonl.gz  {out}/book  --starts  1  --clusters  {n}", "clusters"),
+        ("decode  {model}  {cuts}  {out}/decode  --workers  0  --modality  a  --set  beam={n}", "search"),
+    ):
+        places = {"read": tmp_path / "read", "out": tmp_path / "out"}
+        assert command(*line.format(**vars(world) | places, n=2).split("  ")) == 0
+        assert f"was made with another `{key}`" in fails(line, n=3, **places)
+
+
 def test_a_longer_run_is_not_passed_off_as_a_shorter(fails, world, tmp_path):
     assert command("pretrain", world.pretrain, tmp_path / "out") == 0
     said = fails("pretrain  {pretrain}  {out}  --set  training.updates=1  --set  training.warmup_updates=0")

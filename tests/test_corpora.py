@@ -227,15 +227,17 @@ def test_alignments_of_no_clip_are_an_error(corpus, tmp_path):
         alignments.find(tmp_path / "empty")
 
 
-def test_second_run_has_nothing_to_do_and_a_changed_setting_has(corpus, tmp_path, capsys):
+def test_second_run_has_nothing_to_do_and_other_settings_want_another_folder(corpus, tmp_path, capsys):
     lrs3.prepare(corpus, tmp_path / "out", jobs=1)
     before = (tmp_path / "out" / "cuts_trainval.jsonl.gz").stat().st_mtime_ns
     capsys.readouterr()
     lrs3.prepare(corpus, tmp_path / "out", jobs=1)
     assert "current, nothing to do" in capsys.readouterr().err
     assert (tmp_path / "out" / "cuts_trainval.jsonl.gz").stat().st_mtime_ns == before
-    lrs3.prepare(corpus, tmp_path / "out", max_s=3.0, jobs=1)
-    assert len(load(tmp_path / "out", "pretrain")) == 3
+    with pytest.raises(UserError, match=r"another `max_s` \(15.0, now 3.0\); give another folder"):
+        lrs3.prepare(corpus, tmp_path / "out", max_s=3.0, jobs=1)
+    lrs3.prepare(corpus, tmp_path / "other", max_s=3.0, jobs=1)
+    assert len(load(tmp_path / "other", "pretrain")) == 3
 
 
 def test_check_looks_and_writes_nothing(corpus, tmp_path, capsys):

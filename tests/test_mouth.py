@@ -257,7 +257,7 @@ def test_nothing_left_is_an_error(corpus, mmspeech):
 
 def test_missing_detector_names_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "mediapipe", None)
-    with pytest.raises(UserError, match=r"pip install mmspeech\[video\].*3\.11 or 3\.12.*--landmarks"):
+    with pytest.raises(UserError, match=r"bin/setup synth video.*3\.11 or 3\.12.*--landmarks"):
         landmarks.check_detector()
 
 

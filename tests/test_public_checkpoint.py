@@ -308,7 +308,7 @@ def damaged(tmp_path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("layout", FORMATS)
 def test_any_change_of_a_file_is_read_or_is_one_error(layout, tmp_path):
-    """300 files with a few bytes changed at random: no other exception, no crash."""
+    """200 files with a few bytes changed at random: no other exception, no crash."""
     rng = np.random.default_rng(0)
     content = {"model": OrderedDict(a=torch.randn(4, 3)), "cfg": {"x": [1, "two", (3.0,)]}, "state": Thing()}
     whole = write(tmp_path / "whole.pt", content, layout).read_bytes()
@@ -316,7 +316,7 @@ def test_any_change_of_a_file_is_read_or_is_one_error(layout, tmp_path):
     if layout == "zip":  # around it, checksums tell
         with zipfile.ZipFile(tmp_path / "whole.pt") as archive:
             whole = archive.read("whole/data.pkl")
-    for _ in range(300):
+    for _ in range(200):
         data = bytearray(whole)
         for place in rng.integers(0, len(data), rng.integers(1, 6)):
             data[place] = rng.integers(256)
@@ -329,7 +329,7 @@ def test_any_change_of_a_file_is_read_or_is_one_error(layout, tmp_path):
             outcomes["read"] += 1
         except UserError:
             outcomes["refused"] += 1
-    assert outcomes["refused"] > 50
+    assert outcomes["refused"] > 30
 
 
 def test_what_is_no_checkpoint_is_one_line(damaged, tmp_path, capsys):

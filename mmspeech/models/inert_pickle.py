@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 MAX_ELEMENTS = 2**32  # of all tensors together: a view of one number may claim any size (LARGE with Adam has 2**31)
-MAX_NODES = 200_000  # of a configuration: lists in lists of references grow without limit when written out
+MAX_NODES = 20_000  # of a configuration: lists in lists of references grow without limit when written out
 
 
 @dataclass(frozen=True)

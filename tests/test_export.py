@@ -46,7 +46,7 @@ def test_what_cannot_be_exported_is_one_line(runs, tmp_path, capsys):
     for model, out, words in (
         (tmp_path / "nowhere", tmp_path / "out", "no such file or folder"),
         (tmp_path / "mine", tmp_path / "out", "expected config.yaml and encoder.safetensors"),
-        (runs / "pretrain.yaml", tmp_path / "out", "damaged checkpoint"),
+        (runs / "pretrain.yaml", tmp_path / "out", "expected the folder of a model"),
         (stray, tmp_path / "out", "export it from its run"),
         (runs / "pre/encoder", tmp_path / "mine", "holds files of another origin"),
     ):

@@ -32,6 +32,8 @@ def run(
 
     Example: mmspeech export exp/iter2/checkpoints/step-0001000.ckpt exported
     """
+    if model.is_file() and model.suffix != ".ckpt":
+        raise UserError(f"{model}: expected the folder of a model, or a file of EXP/checkpoints/*.ckpt; give one")
     stage = files.Stage(out, inputs=[model])
     if stage.is_current():
         return

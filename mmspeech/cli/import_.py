@@ -88,14 +88,17 @@ def write_encoder(public: Public, folder: Path) -> None:
     """The encoder, and beside it what only its pre-training needs."""
     encoder = import_avhubert.encoder_of(public)
     save_encoder(encoder, folder)
-    if "mask_emb" not in public.encoder:
+    if not {"mask_emb", "label_embs_concat"} <= public.encoder.keys():
         return
     write_weights(folder / "objective.safetensors", head_state(public.encoder, public.masking))
     tree: dict[str, object] = {"units": public.units}
-    try:
-        tree["objective"] = import_avhubert.pretrained_of(public).config
-    except UserError as error:
-        say(f"{error}; its encoder is written")
+    if public.system == "VATLM":
+        say("VATLM: its encoder is read whole, phones too; its losses are not among ours yet, their tensors are kept")
+    else:
+        try:
+            tree["objective"] = import_avhubert.objective_config(public)
+        except UserError as error:
+            say(f"{error}; the encoder is written, its objective is not")
     configs.dump(tree, folder / "objective.yaml")
     classes, offset = public.units["classes"], public.units["offset"]
     say(f"{classes} classes of units; cluster 0 is class {offset}, so there are {classes - offset} clusters")

@@ -34,7 +34,7 @@ from mmspeech.models.public_names import (
 if TYPE_CHECKING:
     from mmspeech.data.text import Tokenizer
     from mmspeech.finetuning.seq2seq import Seq2Seq
-    from mmspeech.pretraining.uhubert import UHubert
+    from mmspeech.pretraining.uhubert import UHubert, UHubertConfig
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -87,7 +87,17 @@ def encoder_of(public: Public) -> AVEncoder:
 
 def pretrained_of(public: Public) -> "UHubert":
     """The objective of a checkpoint that was read."""
-    from mmspeech.pretraining.uhubert import SpanMask, UHubert, UHubertConfig
+    from mmspeech.pretraining.uhubert import UHubert
+
+    config = objective_config(public)
+    with torch.device("meta"):
+        objective = UHubert(_empty_encoder(public), config)
+    return _filled(objective, objective_state(public.encoder, public.masking), public)
+
+
+def objective_config(public: Public) -> "UHubertConfig":
+    """The settings of its pre-training. Raises UserError for a fine-tuned one, and for a loss that ours is not."""
+    from mmspeech.pretraining.uhubert import SpanMask, UHubertConfig
 
     if public.decoder is not None or public.system != "AV-HuBERT":
         raise UserError(f"{public.path}: {public.kind}; expected a pre-trained AV-HuBERT, whose loss is ours; give one")
@@ -106,7 +116,7 @@ def pretrained_of(public: Public) -> "UHubert":
         )
         audio = SpanMask(probability=float(probability[0]), length=int(length[0]))
         video = SpanMask(probability=float(probability[1]), length=int(length[1]), replace="other_frames")
-        config = UHubertConfig(
+        return UHubertConfig(
             num_units=public.units["classes"],
             modality_dropout={"audio+video": 1 - drop, "audio": drop * (1 - sound), "video": drop * sound},
             modality_dropout_per="batch",
@@ -119,9 +129,6 @@ def pretrained_of(public: Public) -> "UHubert":
             unmasked_weight=float(criterion.get("pred_nomask_weight", 0.0)),
             feature_penalty=float((criterion.get("loss_weights") or [0.0])[0]),
         )
-    with torch.device("meta"):
-        objective = UHubert(_empty_encoder(public), config)
-    return _filled(objective, objective_state(public.encoder, public.masking), public)
 
 
 def seq2seq_of(public: Public) -> "Seq2Seq":

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mmspeech import config as configs
 from mmspeech import files
-from mmspeech.cli.import_ import check_free
 from mmspeech.console import say
 from mmspeech.data.text import Tokenizer
 from mmspeech.errors import UserError
@@ -34,10 +33,9 @@ def run(
     """
     if model.is_file() and model.suffix != ".ckpt":
         raise UserError(f"{model}: expected the folder of a model, or a file of EXP/checkpoints/*.ckpt; give one")
-    stage = files.Stage(out, inputs=[model])
+    stage = files.Stage(out, [model], {"export": "model"})
     if stage.is_current():
         return
-    check_free(out)
     weights = None if model.is_dir() else checkpoint.read(model)["model"]
     source = model if weights is None else model.parent.parent / "model"
     with stage.writing() as folder:

@@ -50,10 +50,10 @@ def run(
     if not checkpoint.is_file():
         found = "a folder" if checkpoint.is_dir() else "no such file"
         raise UserError(f"{checkpoint}: {found}; expected a checkpoint file as published; mend the path")
-    stage = files.Stage(out, inputs=[checkpoint, *([tokenizer] if tokenizer else [])])
+    inputs = [checkpoint, *([tokenizer] if tokenizer else [])]
+    stage = files.Stage(out, inputs, {"import": "published checkpoint"})
     if stage.is_current():
         return
-    check_free(out)
     public = public_model.read(checkpoint)
     report = import_avhubert.compare(public)
     licence, published = TERMS[public.system]
@@ -121,9 +121,3 @@ def show(report: Report) -> None:
     if report.unknown:
         names = ", ".join(ascii(name)[1:-1] for name in report.unknown[:5])
         say(f"unknown and not read: {names}{', ...' if len(report.unknown) > 5 else ''}; import.json lists all")
-
-
-def check_free(out: Path) -> None:
-    """Raise UserError if OUT holds something that no stage wrote: it would be replaced."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "stage.json").exists())):
-        raise UserError(f"{out}: holds files of another origin; give an empty or a new folder")

@@ -189,6 +189,8 @@ def wrong(name: str, model: dict, cfg: dict) -> None:
         del model["encoder.layers.1.fc2.bias"]
     elif name == "shape":
         model["encoder.layers.1.fc2.bias"] = torch.zeros(3)
+    elif name == "kind":
+        model["encoder.layers.1.fc2.bias"] = model["encoder.layers.1.fc2.bias"].long()
     elif name == "hole":
         for entry in [entry for entry in model if entry.startswith("encoder.layers.0.")]:
             model[entry.replace(".0.", ".7.", 1)] = model[entry]
@@ -209,6 +211,7 @@ def wrong(name: str, model: dict, cfg: dict) -> None:
 @pytest.mark.parametrize(("name", "words"), [
     ("missing", "has nothing for our `transformer.blocks.1.contract.bias`"),
     ("shape", "`transformer.blocks.1.contract.bias` is \\(3,\\), expected \\(64,\\)"),
+    ("kind", "`transformer.blocks.1.contract.bias` is torch.int64"),
     ("hole", "its tensors make no model"),
     ("contradiction", "`encoder_layers` is 24 in its settings, but its tensors have 2"),
     ("heads", "heads: 7 do not divide dim 64"),

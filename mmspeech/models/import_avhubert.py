@@ -209,6 +209,8 @@ def _filled(module: Module, state: Mapping[str, Tensor], public: Public) -> Modu
         elif state[name].shape != empty.shape:
             shapes = f"{tuple(state[name].shape)}, expected {tuple(empty.shape)} from its other tensors"
             raise UserError(f"{public.path}: what becomes `{name}` is {shapes}; give the file as published")
+        elif state[name].is_floating_point() != empty.is_floating_point():
+            raise UserError(f"{public.path}: what becomes `{name}` is {state[name].dtype}; give the file as published")
         else:
             weights[name] = state[name]
     module.load_state_dict(weights, assign=True)

@@ -2,6 +2,7 @@
 
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/synth.yaml pretrain      prints the value, one line per entry
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy          the files that train with noise
+python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy-finetune   those of them that fine-tune
 """
 
 import sys
@@ -19,9 +20,11 @@ class Plan:
     """The file that run.sh's --conf names; paths in it are relative to it."""
 
     synth: str = ""  # options of `mmspeech prepare synth`: how big and how hard the embedded corpus is
-    pretrain: list[str]  # one YAML per iteration
-    units: list[str]  # per iteration, what is clustered: mfcc, or the number of a layer of the iteration before
-    clusters: list[int]  # per iteration, size of the codebook
+    # One YAML per iteration, what is clustered for it (mfcc, or the number of a layer of the iteration before), and the
+    # size of its codebook; none where run.sh starts from a model (--init).
+    pretrain: list[str] = field(default_factory=list)
+    units: list[str] = field(default_factory=list)
+    clusters: list[int] = field(default_factory=list)
     cluster: str = "--share 0.1"  # options of `mmspeech cluster fit`; AV-HuBERT learns from a tenth of the utterances
     finetune: list[str]  # one YAML per recognizer
     labelled: list[Literal["trainval", "pretrain+trainval"]] = field(default_factory=list)  # per recognizer, what it
@@ -61,8 +64,9 @@ def main() -> None:
     try:
         file, key = Path(sys.argv[1]), sys.argv[2]
         plan = configs.load(file, Plan)
-        if key == "noisy":
-            value = noisy(file.parent / name for name in [*plan.pretrain, *plan.finetune])
+        if key in ("noisy", "noisy-finetune"):
+            names = [*(plan.pretrain if key == "noisy" else []), *plan.finetune]
+            value = noisy(file.parent / name for name in names)
         else:
             value = getattr(plan, key)
     except UserError as error:

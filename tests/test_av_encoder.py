@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from public_models import public_inputs, reference
 
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig
-from mmspeech.models.import_avhubert import encoder_state
+from mmspeech.models.import_avhubert import load_encoder
 
 
 def tiny_config(**changes):
@@ -20,37 +21,8 @@ def tiny_config(**changes):
 @pytest.fixture(scope="module")
 def public_model(shared):
     """The public tiny BASE model in ours, and what it should give."""
-    folder = shared / "reference" / "avhubert"
-    public = torch.load(folder / "tiny_base_plain.pt", weights_only=True)["model"]
-    config = AVEncoderConfig(num_layers=2, dim=64, ffn_dim=128, heads=4)
-    encoder = AVEncoder(config)
-    encoder.load_state_dict(encoder_state(public))
-    return encoder.eval(), torch.load(folder / "tiny_base_io.pt", weights_only=True)
-
-
-def public_inputs(io):
-    return {
-        "audio": io["inputs"]["audio"].transpose(1, 2),  # (N, T, 104)
-        "video": io["inputs"]["video_q"].squeeze(1).float() / 32,  # (N, T, 88, 88)
-    }
-
-
-@pytest.mark.parametrize("given", ["a", "v", "av"])
-@pytest.mark.parametrize("padding", ["pad", "nopad"])
-def test_activations_equal_the_public_models(public_model, given, padding):
-    """Every block's raw output and the model's output, for each subset of streams, within 1e-4."""
-    encoder, io = public_model
-    names = {"a": "audio", "v": "video"}
-    streams = {names[letter]: public_inputs(io)[names[letter]] for letter in given}
-    size = io["inputs"]["audio"].shape[-1]
-    lengths = io["inputs"]["lengths"] if padding == "pad" else torch.full((3,), size)
-    with torch.no_grad():
-        out = encoder.encode(streams, dict.fromkeys(streams, lengths), layers=(1, 2))
-    wanted = io["extract"][f"{given}.{padding}"]
-    real = torch.arange(size)[None, :] < lengths[:, None]
-    torch.testing.assert_close(out.frames[real], wanted["x"][real], atol=1e-4, rtol=0)
-    for ours, theirs in zip(out.layers, wanted["layers"], strict=True):
-        torch.testing.assert_close(ours[real], theirs[real], atol=1e-4, rtol=0)
+    path, io = reference(shared, "tiny_base")
+    return load_encoder(path), io
 
 
 def test_every_stage_equals_the_public_models(public_model):

@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from public_models import reference
 
 from mmspeech.batch import Batch
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig
-from mmspeech.models.import_avhubert import encoder_state, objective_state
+from mmspeech.models.import_avhubert import load_pretrained
+from mmspeech.models.public_names import encoder_state, objective_state
 from mmspeech.pretraining.uhubert import UHubert, UHubertConfig
 
-TINY = {"tiny_base": {}, "tiny_postnorm": {"pre_norm": False}, "short_labels": {}}
-
-
-class Dictionary:
-    """What the public class of that name is to a tensors-only load: something that is not looked at."""
+TINY = ("tiny_base", "tiny_large", "tiny_postnorm", "short_labels")
 
 
 @dataclass
@@ -40,14 +38,8 @@ class Pass:
 
 def run(shared, name, monkeypatch):
     """The public model's masked pass in ours: its weights, inputs, masks and replaced frames, none of them drawn."""
-    folder = shared / "reference" / "avhubert"
-    with torch.serialization.safe_globals([(Dictionary, "fairseq.data.dictionary.Dictionary")]):
-        public = torch.load(folder / f"{name}.pt", weights_only=True)["model"]
-    io = torch.load(folder / f"{name}_io.pt", weights_only=True)
-    config = AVEncoderConfig(num_layers=2, dim=64, ffn_dim=128, heads=4, **TINY[name])
-    num_units, unit_dim = public["label_embs_concat"].shape
-    model = UHubert(AVEncoder(config), UHubertConfig(num_units=num_units, unit_dim=unit_dim)).eval()
-    model.load_state_dict(objective_state(public))
+    path, io = reference(shared, name)
+    model = load_pretrained(path)
 
     inputs, given, units = io["inputs"], io["masked"], io["targets"][0]
     n, size = units.shape  # fewer labels than frames: frames behind the front-ends are cut to them

@@ -10,7 +10,7 @@ from mmspeech import config as configs
 from mmspeech.cli import finetune, pretrain
 from mmspeech.data.noise import NoiseConfig
 from mmspeech.errors import UserError
-from mmspeech.plan import Plan, noisy
+from mmspeech.plan import Plan, main, noisy
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "recipes" / "lrs3" / "conf" / "uhubert"
@@ -99,6 +99,18 @@ def test_noise_without_its_place_is_found_before_anything_runs(tmp_path):
     (tmp_path / "bare.yaml").write_text("seed: 1\n")
     assert [path.stem for path in noisy(sorted(tmp_path.iterdir()))] == ["default", "given"]
     assert NoiseConfig().probability == 0.25  # as plan.py has it
+
+
+def test_noise_of_pretraining_does_not_matter_where_there_is_none(tmp_path, capsys, monkeypatch):
+    """`noisy` looks at all files of a plan, `noisy-finetune` at those that a run with --init uses."""
+    for name, noise in (("loud", "{probability: 0.5}"), ("quiet", "{probability: 0}")):
+        (tmp_path / f"{name}.yaml").write_text(f"data: {{noise: {noise}}}\n")
+    lists = "pretrain: [loud.yaml]\nunits: [mfcc]\nclusters: [9]\nfinetune: [quiet.yaml]\n"
+    (tmp_path / "plan.yaml").write_text(lists)
+    for key, found in (("noisy", f"{tmp_path / 'loud.yaml'}\n"), ("noisy-finetune", "\n")):
+        monkeypatch.setattr("sys.argv", ["plan", str(tmp_path / "plan.yaml"), key])
+        main()
+        assert capsys.readouterr().out == found
 
 
 def test_run_sh_explains_its_stages():

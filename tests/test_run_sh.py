@@ -12,9 +12,12 @@ import pytest
 import yaml
 from cuts import FINETUNE, PRETRAIN, write_run
 
+from mmspeech import config as configs
+
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "recipes/lrs3/conf/uhubert"
 CURRENT = "current, nothing to do"
+GRID = ("s1/bbaf2n", "s3/sbia1a", "s4/lwbsza", "s5/lbax4n")
 Recipe = Callable[..., subprocess.CompletedProcess]
 
 
@@ -113,6 +116,65 @@ def test_labels_without_a_test_set_are_learnt_and_not_tested(recipe, tmp_path):
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["finetune"]
     assert "decoding: skipped, no cut to test on" in done.stderr and "scoring: skipped" in done.stderr
+
+
+def test_a_model_to_start_from_takes_the_place_of_pretraining(recipe, tmp_path):
+    """A file is imported, a folder taken as it is; skipped stages have a line each; a recognizer is decoded too."""
+    exp, published = tmp_path / "exp", tmp_path / "base.pt"
+    published.touch()
+    write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    done = recipe("--corpus", "clips", "--data", "own", "--init", published, "--stage", 3)
+    assert done.returncode == 0, done.stderr
+    first, tuned, *_ = lines = [line.split() for line in done.stdout.splitlines()]
+    assert first == ["import", str(published), f"{exp}/init"]
+    assert [line[0] for line in lines] == ["import", "finetune", "decode", "score", "score"]
+    assert tuned[1].endswith("finetune/init-av.yaml") and tuned[tuned.index("--encoder") + 1] == f"{exp}/init"
+    for name in ("first units", "iteration 1", "further iterations"):
+        assert f"{name}: skipped, --init {published} is the model\n" in done.stderr
+
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").touch()
+    done = recipe("--corpus", "grid", "--data", "own", "--init", model, "--stage", 6)
+    tuned, given, *_ = lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == ["finetune", "decode", "decode", "score", "score"]
+    assert tuned[tuned.index("--encoder") + 1] == given[1] == str(model) and given[3] == f"{exp}/as-given/decode"
+
+
+def test_a_model_that_is_not_there_is_told_at_once(recipe, tmp_path):
+    done = recipe("--corpus", "clips", "--data", "own", "--init", tmp_path / "nowhere.pt")
+    assert (done.returncode, done.stdout) == (2, "") and "nowhere.pt is not there" in done.stderr
+    done = recipe("--corpus", "clips", "--data", "own", "--conf", CONF / "init.yaml")
+    assert (done.returncode, done.stdout) == (2, "") and "init.yaml has no pre-training" in done.stderr
+
+
+def test_own_clips_on_a_published_model_end_in_a_table(shared, tmp_path):
+    """Four clips of GRID as somebody's own, a checkpoint in the public layout, two updates; again: nothing to do."""
+    pytest.importorskip("mediapipe", reason="finding faces needs pip install mmspeech[video]")
+    grid = shared / "data" / "grid"
+    for name in GRID:
+        clip = tmp_path / "own" / f"{name}.mpg"
+        clip.parent.mkdir(parents=True)
+        clip.symlink_to(grid / f"{name}.mpg")
+        words = [line.split()[2] for line in (grid / "alignments" / f"{name}.align").read_text().splitlines()]
+        clip.with_suffix(".txt").write_text(" ".join(word for word in words if word not in ("sil", "sp")) + "\n")
+    changes = {"training.updates": 2, "training.warmup_updates": 0, "training.hold_updates": 0}
+    changes |= {"training.decay_updates": 2, "training.validate_every": 2, "data.workers": 0}
+    write_run(tmp_path / "conf/tune.yaml", configs.read(CONF / "finetune/init-av.yaml"), changes)
+    plan = {"finetune": ["tune.yaml"], "modality": "av", "noise": "clean", "search": ["beam=1"]}
+    (tmp_path / "conf/plan.yaml").write_text(yaml.safe_dump(plan))
+    words = ["--corpus", "clips", "--data", tmp_path / "own", "--init", shared / "reference/avhubert/tiny_base.pt"]
+    words += ["--exp", tmp_path / "exp", "--conf", tmp_path / "conf/plan.yaml", "--jobs", 1]
+    done = run_sh(*words)
+    assert done.returncode == 0, done.stderr
+    assert "research only, no commercial use" in done.stderr and "iteration 1: skipped" in done.stderr
+    assert "tune" in done.stdout and "floor (no input)" in done.stdout  # the table
+    table = (tmp_path / "exp/report/table.tsv").read_text()
+    assert "tune" in table and "floor (no input)" in table
+    again = run_sh(*words, "--stage", 6, "--stop-stage", 6)
+    assert again.returncode == 0, again.stderr
+    for name in ("init", "tune/model"):
+        assert f"{tmp_path / 'exp' / name}: {CURRENT}" in again.stderr
 
 
 def test_recipe_goes_to_the_end_on_two_processes_and_then_has_nothing_to_do(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from public_models import STREAMS, public_inputs, reference
 
 from mmspeech.batch import Batch
 from mmspeech.data.text import Tokenizer, TokenizerConfig, train_tokenizer
@@ -13,25 +14,14 @@ from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
 from mmspeech.finetuning.tuning import TuningConfig
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig
 from mmspeech.models.decoder import DecoderConfig
-from mmspeech.models.import_avhubert import decoder_state, encoder_state
-
-STREAMS = {"a": ("audio",), "v": ("video",), "av": ("audio", "video")}
+from mmspeech.models.import_avhubert import load_seq2seq
 
 
 @pytest.fixture(scope="module")
 def public(shared):
     """The public fine-tuned model as an objective in evaluation mode, and what it should give."""
-    folder = shared / "reference" / "avhubert"
-    weights = torch.load(folder / "s2s_base_plain.pt", weights_only=True)["model"]
-    encoder = AVEncoder(AVEncoderConfig(num_layers=3, dim=80, ffn_dim=144, heads=5))
-    config = Seq2SeqConfig(decoder=DecoderConfig(num_layers=2, dim=80, ffn_dim=160, heads=5))
-    objective = Seq2Seq(encoder, config, vocab_size=90).eval()
-    prefix = "encoder.w2v_model."
-    objective.encoder.load_state_dict(
-        encoder_state({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-    )
-    objective.decoder.load_state_dict(decoder_state(weights))
-    io = torch.load(folder / "s2s_base_io.pt", weights_only=True)
+    path, io = reference(shared, "s2s_base")
+    objective = load_seq2seq(path)
     with torch.no_grad():
         batches = {given: public_batch(io, given) for given in STREAMS}
         io["encoded"] = {given: objective.encoder.encode(b.streams, b.lengths) for given, b in batches.items()}
@@ -39,11 +29,7 @@ def public(shared):
 
 
 def public_batch(io, given: str, padded: bool = True) -> Batch:
-    streams = {
-        "audio": io["inputs"]["audio"].transpose(1, 2),  # (N, T, 104)
-        "video": io["inputs"]["video_q"].squeeze(1).float() / 32,  # (N, T, 88, 88)
-    }
-    streams = {name: streams[name] for name in STREAMS[given]}
+    streams = public_inputs(io, given)
     size = io["inputs"]["audio"].shape[-1]
     lengths = io["inputs"]["lengths"] if padded else torch.full((2,), size)
     return Batch(

@@ -1,6 +1,7 @@
 """The `mmspeech` command: joins the subcommands, and turns a user's mistake into one line."""
 
 import importlib
+import keyword
 import sys
 
 import typer
@@ -17,6 +18,8 @@ COMMANDS = {
     "finetune": "An encoder and transcribed cuts -> a recognizer.",
     "decode": "A recognizer and cuts -> hypotheses, for any streams and noise.",
     "score": "Hypotheses -> word error rates, tables and a report.",
+    "import": "A published checkpoint (AV-HuBERT, MuAViC, VATLM) -> an encoder or a recognizer; runs no code of it.",
+    "export": "A trained model -> a folder of safetensors and YAML, without the experiment around it.",
     "doctor": "What is installed, what is missing, what it would add and how to get it.",
 }
 
@@ -66,7 +69,7 @@ def _add(app: typer.Typer, name: str, text: str, load: bool) -> None:
     if not load:
         app.command(name, help=text)(lambda: None)
         return
-    command = importlib.import_module(f"mmspeech.cli.{name}")
+    command = importlib.import_module(f"mmspeech.cli.{name}{'_' if keyword.iskeyword(name) else ''}")
     if hasattr(command, "app"):
         app.add_typer(command.app, name=name, help=text, no_args_is_help=True)
     else:

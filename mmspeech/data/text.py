@@ -80,8 +80,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of the text, lower-cased, with </s> behind them; what the vocabulary lacks becomes <unk>."""
         text = normalise(text)
-        if self._pieces is not None:
-            return [*self._pieces.encode(text), END]
+        if self._pieces is not None:  # by way of pieces: a dictionary may number them otherwise than their model
+            return [*(self._ids.get(piece, UNKNOWN) for piece in self._pieces.encode(text, out_type=str)), END]
         return [*(self._ids.get(piece, UNKNOWN) for piece in _cut(text, self.kind)), END]
 
     def decode(self, ids: Iterable[int]) -> str:

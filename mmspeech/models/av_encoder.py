@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mmspeech import config as configs
 from mmspeech.batch import valid_frames
 from mmspeech.blocks.transformer import TransformerEncoder
+from mmspeech.console import say
 from mmspeech.errors import UserError
 from mmspeech.files import replacing
 from mmspeech.models.frontends import build_frontend
@@ -220,21 +221,25 @@ def save_encoder(encoder: AVEncoder, folder: Path, weights: Mapping[str, Tensor]
 
 
 def load_encoder(folder: Path) -> AVEncoder:
-    """The encoder in a folder written by `save_encoder`.
+    """The encoder in a folder written by `save_encoder`, or that of a recognizer, whose head is left: a line says so.
 
     Raises UserError if it is no such folder or its weights do not fit its config.
     """
-    file = folder / "config.yaml"
-    if not file.exists() or not (folder / "encoder.safetensors").exists():
+    file, weights, recognizer = (folder / name for name in ("config.yaml", "encoder.safetensors", "model.safetensors"))
+    if not file.exists() or not (weights.exists() or recognizer.exists()):
         raise UserError(f"{folder}: expected config.yaml and encoder.safetensors; give the `encoder` folder of a run")
     tree = configs.read(file)
     encoder = AVEncoder(configs.build(tree.get("model", {}), AVEncoderConfig, file), tree.get("inputs"))
-    load_weights(encoder, folder / "encoder.safetensors")
+    if weights.exists():
+        load_weights(encoder, weights)
+    else:
+        say(f"{folder}: a recognizer, of which only the encoder is taken; `mmspeech decode` runs it as it is")
+        load_weights(encoder, recognizer, part="encoder.")
     return encoder
 
 
-def load_weights(module: nn.Module, file: Path) -> None:
-    """Load all weights from a safetensors file.
+def load_weights(module: nn.Module, file: Path, part: str = "") -> None:
+    """Load all weights from a safetensors file, or all whose names begin with `part`, without it.
 
     Raises UserError if it is cut off, naming the first entry that is missing, unknown or of another shape.
     """
@@ -244,6 +249,7 @@ def load_weights(module: nn.Module, file: Path) -> None:
         raise UserError(f"{file}: no such file; give the `encoder` folder of a pre-training run") from None
     except SafetensorError as error:
         raise UserError(f"{file}: not a complete file of weights ({error}); copy or train it again") from None
+    weights = {name.removeprefix(part): tensor for name, tensor in weights.items() if name.startswith(part)}
     own = module.state_dict()
     for name, tensor in own.items():
         if name not in weights:

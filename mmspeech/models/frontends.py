@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmspeech import config as configs
+from mmspeech.batch import valid_frames
 from mmspeech.blocks.resnet import Activation, LipResNet
 from mmspeech.errors import UserError
 
@@ -70,7 +71,25 @@ class LipFrontend(nn.Module):
         return features.new_zeros(n * t, features.shape[1]).index_copy(0, places, features).view(n, t, -1)
 
 
-FRONTENDS = {"linear": LinearFrontend, "lips": LipFrontend}
+class PhoneFrontend(nn.Module):
+    """Phone ids at 100 Hz, four per frame -> features: an embedding, two convolutions of stride 2 (public VATLM)."""
+
+    def __init__(self, dim: int, size: int) -> None:
+        """`size`: ids; also that of padding has a trained row."""
+        super().__init__()
+        self.item_shape = (4,)
+        self.embedding = nn.Embedding(size, dim)
+        self.conv1 = nn.Conv1d(dim, dim, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv1d(dim, dim, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(n, T, 4) whole numbers -> (n, T, D), zero behind `lengths` (n,), where a text ends before the sound."""
+        embedded = self.embedding(x.long().flatten(1)).transpose(1, 2)  # (n, D, 4T)
+        y = self.conv2(torch.relu(self.conv1(embedded))).transpose(1, 2)  # (n, T, D)
+        return y.masked_fill(~valid_frames(lengths.to(y.device), y.shape[1])[:, :, None], 0.0)
+
+
+FRONTENDS = {"linear": LinearFrontend, "lips": LipFrontend, "phones": PhoneFrontend}
 
 
 def build_frontend(stream: str, dim: int, options: Mapping[str, object]) -> nn.Module:

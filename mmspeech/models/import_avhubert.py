@@ -1,98 +1,256 @@
-"""Names and shapes of the public AV-HuBERT checkpoints -> ours."""
+"""Public checkpoints of the AV-HuBERT family -> our models.
 
-import re
+    .pt, read as data ──▶ what it is, its settings ──▶ our names and shapes ──▶ encoder, objective, recognizer
+      public_checkpoint.py   public_model.py            public_names.py
+
+AV-HuBERT and MuAViC (AV-HuBERT with other dictionaries), pre-trained or fine-tuned with an attention decoder, of any
+size; of VATLM the encoder and the decoder. What these models are made of lies in rooms that models/ does not know
+otherwise: this file is the one door, and imports them where it needs them.
+"""
+
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-# Public name (as a pattern) -> ours; the first that matches decides.
-NAMES = (
-    (r"feature_extractor_(audio)\.proj\.", r"frontends.\1.project."),
-    (r"feature_extractor_(video)\.proj\.", r"frontends.\1.project."),
-    (r"feature_extractor_video\.resnet\.frontend3D\.0\.", "frontends.video.resnet.stem."),
-    (r"feature_extractor_video\.resnet\.frontend3D\.1\.", "frontends.video.resnet.stem_norm."),
-    (r"feature_extractor_video\.resnet\.frontend3D\.2\.", "frontends.video.resnet.stem_relu."),
-    (r"layer_norm\.(weight|bias)$", r"fusion.norm.\1"),
-    (r"post_extract_proj\.", "fusion.project."),
-    (r"encoder\.pos_conv\.0\.bias", "transformer.position.bias"),
-    (r"encoder\.pos_conv\.0\.weight_g", "transformer.position.gain"),
-    (r"encoder\.pos_conv\.0\.weight_v", "transformer.position.direction"),
-    (r"encoder\.layer_norm\.", "transformer.norm."),
+from mmspeech.errors import UserError
+from mmspeech.models import av_encoder, public_model
+from mmspeech.models.av_encoder import AVEncoder
+from mmspeech.models.public_model import FINE_TUNED, SPECIAL, Public, agree, decoder_config, encoder_config, understood
+from mmspeech.models.public_names import (
+    HEAD_NAMES,
+    NOT_NEEDED,
+    decoder_name,
+    decoder_state,
+    encoder_name,
+    encoder_state,
+    head_name,
+    objective_state,
 )
-BLOCK_NAMES = {
-    "self_attn.out_proj": "attention.out",
-    "self_attn_layer_norm": "attention_norm",
-    "fc1": "expand",
-    "fc2": "contract",
-    "final_layer_norm": "ffn_norm",
-}
+
+if TYPE_CHECKING:
+    from mmspeech.data.text import Tokenizer
+    from mmspeech.finetuning.seq2seq import Seq2Seq
+    from mmspeech.pretraining.uhubert import UHubert, UHubertConfig
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
-def encoder_state(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a public checkpoint's `model` that belong to the encoder, as AVEncoder's state.
+def load_encoder(path: Path | str) -> AVEncoder:
+    """The encoder of a public checkpoint, pre-trained or fine-tuned, or of a folder of ours; in evaluation mode.
 
-    What is not the encoder's (mask embedding, prediction head, decoder) is left out.
+    `encode` takes normalised inputs: `audio` (N, T, 104), each frame's log-mel values with mean 0 and variance 1;
+    `video` (N, T, 88, 88) float, (grey / 255 - 0.421) / 0.165, or uint8 as read. Raises UserError for anything else.
     """
-    state: dict[str, Tensor] = {}
-    for name, tensor in public.items():
-        if match := re.match(r"feature_extractor_video\.resnet\.trunk\.layer(\d)\.(\d)\.(.*)", name):
-            part = match[3].replace("bn", "norm").replace("downsample", "shortcut")
-            state[f"frontends.video.resnet.stages.{int(match[1]) - 1}.{match[2]}.{part}"] = tensor
-        elif match := re.match(r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", name):
-            qkv = [public[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
-            state[f"transformer.blocks.{match[1]}.attention.qkv.{match[2]}"] = torch.cat(qkv)
-        elif match := re.match(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name):
-            if match[2] in BLOCK_NAMES:
-                state[f"transformer.blocks.{match[1]}.{BLOCK_NAMES[match[2]]}.{match[3]}"] = tensor
+    path = Path(path)
+    return (av_encoder.load_encoder(path) if path.is_dir() else encoder_of(public_model.read(path))).eval()
+
+
+def load_pretrained(path: Path | str) -> "UHubert":
+    """The objective of a pre-trained public checkpoint, in evaluation mode.
+
+    Units keep the public ids: `public_model.read(path).units` says which is cluster 0. Raises UserError for a
+    fine-tuned file, and for a loss that ours does not have.
+    """
+    return pretrained_of(public_model.read(Path(path))).eval()
+
+
+def load_seq2seq(path: Path | str) -> "Seq2Seq":
+    """The recognizer of a fine-tuned public checkpoint, or of a folder of ours, in evaluation mode.
+
+    Its `tokenizer` turns ids into text: `model.tokenizer.decode(model.generate(batch)[0][0].ids)`.
+    Raises UserError for a file or a folder that holds no attention decoder.
+    """
+    from mmspeech.data.text import Tokenizer
+    from mmspeech.finetuning import recognizer
+    from mmspeech.finetuning.seq2seq import Seq2Seq
+
+    path = Path(path)
+    if path.is_dir():
+        model, tokenizer = recognizer.load(path).objective, Tokenizer.load(path)
+        if not isinstance(model, Seq2Seq):
+            raise UserError(f"{path}: a CTC recognizer, expected one with an attention decoder; give another folder")
+    else:
+        public = public_model.read(path)
+        model, tokenizer = seq2seq_of(public), tokenizer_of(public)
+    model.tokenizer = tokenizer  # type: ignore[assignment]
+    return model.eval()
+
+
+def encoder_of(public: Public) -> AVEncoder:
+    """The encoder of a checkpoint that was read."""
+    return _filled(_empty_encoder(public), encoder_state(public.encoder), public)
+
+
+def pretrained_of(public: Public) -> "UHubert":
+    """The objective of a checkpoint that was read."""
+    from mmspeech.pretraining.uhubert import UHubert
+
+    config = objective_config(public)
+    with torch.device("meta"):
+        objective = UHubert(_empty_encoder(public), config)
+    return _filled(objective, objective_state(public.encoder, public.masking), public)
+
+
+def objective_config(public: Public) -> "UHubertConfig":
+    """The settings of its pre-training. Raises UserError for a fine-tuned one, and for a loss that ours is not."""
+    from mmspeech.pretraining.uhubert import SpanMask, UHubertConfig
+
+    if public.decoder is not None or public.system != "AV-HuBERT":
+        raise UserError(f"{public.path}: {public.kind}; expected a pre-trained AV-HuBERT, whose loss is ours; give one")
+    if missing := [name for name in ("mask_emb", *HEAD_NAMES) if name not in public.encoder]:
+        raise UserError(f"{public.path}: has no `{missing[0]}` of its pre-training; give the file as published")
+    settings, criterion = public.model, public.criterion
+    unit_dim = public.encoder["label_embs_concat"].shape[1]
+    agree(public.path, settings, {"sim_type": "cosine", "selection_type": "same_seq"}, "our losses")
+    if len(public.encoder["final_proj.weight"]) != unit_dim:
+        raise UserError(f"{public.path}: predicts several sets of labels, ours one; only its encoder can be taken")
+    with understood(public.path):
+        drop, sound = float(settings.get("modality_dropout", 0.0)), float(settings.get("audio_dropout", 0.0))
+        probability, length = (
+            [settings.get(f"mask_{what}_{stream}", default) for stream in ("audio", "image")]
+            for what, default in (("prob", 0.65), ("length", 10))
+        )
+        audio = SpanMask(probability=float(probability[0]), length=int(length[0]))
+        video = SpanMask(probability=float(probability[1]), length=int(length[1]), replace="other_frames")
+        return UHubertConfig(
+            num_units=public.units["classes"],
+            modality_dropout={"audio+video": 1 - drop, "audio": drop * (1 - sound), "video": drop * sound},
+            modality_dropout_per="batch",
+            masking=public.masking,
+            input_masks={"audio": audio, "video": video},
+            feature_mask=audio,
+            unit_dim=unit_dim,
+            temperature=float(settings.get("logit_temp", 0.1)),
+            masked_weight=float(criterion.get("pred_masked_weight", 1.0)),
+            unmasked_weight=float(criterion.get("pred_nomask_weight", 0.0)),
+            feature_penalty=float((criterion.get("loss_weights") or [0.0])[0]),
+        )
+
+
+def seq2seq_of(public: Public) -> "Seq2Seq":
+    """The recognizer of a checkpoint that was read."""
+    state = {f"encoder.{name}": tensor for name, tensor in encoder_state(public.encoder).items()}
+    state |= {f"decoder.{name}": tensor for name, tensor in decoder_state(public.decoder or {}).items()}
+    return _filled(_empty_seq2seq(public), state, public)
+
+
+def tokenizer_of(public: Public, model: bytes | None = None) -> "Tokenizer":
+    """The tokenizer of a fine-tuned checkpoint: its dictionary's ids, its SentencePiece model's pieces.
+
+    Args:
+        model: a serialized SentencePiece model to use in place of the file's.
+
+    Raises UserError if there is none, or if it does not belong to the decoder.
+    """
+    from mmspeech.data.text import Tokenizer
+
+    model = model or public.sentencepiece
+    if model is None:
+        raise UserError(f"{public.path}: has no SentencePiece model; give the one beside it: --tokenizer FILE.model")
+    try:
+        pieces = Tokenizer.from_sentencepiece(model)
+    except RuntimeError:
+        raise UserError(f"{public.path}: its SentencePiece model cannot be read; give one: --tokenizer FILE") from None
+    tokenizer = Tokenizer("unigram", public.text_symbols, model) if public.text_symbols else pieces
+    size = len((public.decoder or {})["decoder.embed_tokens.weight"])
+    if tokenizer.size != size or tokenizer.symbols[: len(SPECIAL)] != SPECIAL:
+        raise UserError(
+            f"{public.path}: its decoder has {size} tokens, the dictionary {tokenizer.size} that begin with "
+            f"{' '.join(tokenizer.symbols[:4])}, expected {' '.join(SPECIAL)}; give the tokenizer that belongs to it"
+        )
+    return tokenizer
+
+
+def _empty_encoder(public: Public) -> AVEncoder:
+    """The encoder without weights: they come from the file, none are drawn and none take room."""
+    config = encoder_config(public)
+    crop = config.streams["video"]["crop"]
+    video = {"reader": "mouth"} if crop == 88 else {"reader": "mouth", "crop": crop}
+    with torch.device("meta"):
+        return AVEncoder(config, {"audio": {"reader": "logmel"}, "video": video})
+
+
+def _empty_seq2seq(public: Public) -> "Seq2Seq":
+    from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
+    from mmspeech.finetuning.tuning import TuningConfig
+
+    if public.decoder is None:
+        raise UserError(f"{public.path}: {public.kind}; expected a fine-tuned model; give one, or fine-tune this one")
+    with understood(public.path):
+        # Fine-tuning names some dropouts as pre-training does, and one without `encoder_`; the others stay.
+        fields = {
+            "dropout": "dropout",
+            "attention_dropout": "attention_dropout",
+            "activation_dropout": "activation_dropout",
+            "input_dropout": "dropout_input",
+            "layer_drop": "layerdrop",
+            "frontend_grad_scale": "feature_grad_mult",
+        }
+        given = {ours: float(public.tuning[name]) for ours, name in fields.items() if name in public.tuning}
+        tuning = TuningConfig(**(dict.fromkeys(fields, 0.0) | {"frontend_grad_scale": 1.0} | given))
+        encoder = _empty_encoder(public)
+        config = Seq2SeqConfig(encoder=tuning, decoder=decoder_config(public), label_smoothing=public.smoothing)
+        with torch.device("meta"):
+            return Seq2Seq(encoder, config, vocab_size=len(public.decoder["decoder.embed_tokens.weight"]))
+
+
+def _filled(module: Module, state: Mapping[str, Tensor], public: Public) -> Module:
+    """The module with the weights of `state`. Raises UserError if one is missing or of another shape."""
+    weights = {}
+    for name, empty in module.state_dict().items():
+        if name not in state and name.endswith("num_batches_tracked"):  # only counted with, and missing in old files
+            weights[name] = torch.zeros_like(empty, device="cpu")
+        elif name not in state:
+            raise UserError(f"{public.path}: has nothing for our `{name}`; give the file as published")
+        elif state[name].shape != empty.shape:
+            shapes = f"{tuple(state[name].shape)}, expected {tuple(empty.shape)} from its other tensors"
+            raise UserError(f"{public.path}: what becomes `{name}` is {shapes}; give the file as published")
+        elif state[name].is_floating_point() != empty.is_floating_point():
+            raise UserError(f"{public.path}: what becomes `{name}` is {state[name].dtype}; give the file as published")
         else:
-            for pattern, ours in NAMES:
-                if re.match(pattern, name):
-                    renamed = re.sub(f"^{pattern}", ours, name)
-                    # (64, 1, 5, 7, 7): the five frames become channels of a 2-D convolution.
-                    state[renamed] = tensor.squeeze(1) if renamed.endswith("resnet.stem.weight") else tensor
-                    break
-    return {name: tensor.clone() for name, tensor in state.items()}
+            weights[name] = state[name]
+    module.load_state_dict(weights, assign=True)
+    return module
 
 
-def objective_state(public: Mapping[str, Tensor], masking: Literal["input", "feature"] = "input") -> dict[str, Tensor]:
-    """The entries of a pre-trained public checkpoint's `model`, with one set of labels, as UHubert's state.
+@dataclass(frozen=True)
+class Report:
+    """What became of every entry of a checkpoint's `model`."""
 
-    `masking` is the checkpoint's `masking_type`: it says whether its one mask embedding stands for frames of audio or
-    for fused ones. Units keep the public ids: the first four are special, cluster c is c + 4.
-    """
-    state = {f"encoder.{name}": tensor for name, tensor in encoder_state(public).items()}
-    state["mask_embeddings.audio" if masking == "input" else "mask_embeddings.fused"] = public["mask_emb"].clone()
-    state["codebook"] = public["label_embs_concat"].clone()
-    state |= {f"project.{part}": public[f"final_proj.{part}"].clone() for part in ("weight", "bias")}
-    return state
+    matched: dict[str, str]  # its name -> ours, as it is
+    reshaped: dict[str, str]  # its name -> ours: q, k and v side by side, five frames as channels
+    left_out: list[str]  # known, and of no use: masks and units in a fine-tuned file, a dummy of the positions
+    unknown: list[str]
+    missing: list[str]  # ours that nothing became
 
 
-DECODER_NAMES = {
-    "self_attn": "self_attention",
-    "self_attn_layer_norm": "self_norm",
-    "encoder_attn": "memory_attention",
-    "encoder_attn_layer_norm": "memory_norm",
-    "fc1": "expand",
-    "fc2": "contract",
-    "final_layer_norm": "ffn_norm",
-}
-ATTENTION_NAMES = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
-
-
-def decoder_state(public: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a fine-tuned public checkpoint's `model` that belong to the decoder, as Decoder's state.
-
-    Positions are computed, so the dummy entry that the public file has for them is left out.
-    """
-    state: dict[str, Tensor] = {}
-    for name, tensor in public.items():
-        if match := re.fullmatch(r"decoder\.layers\.(\d+)\.(\w+)\.(?:(\w+_proj)\.)?(weight|bias)", name):
-            part = f"{DECODER_NAMES[match[2]]}." + (f"{ATTENTION_NAMES[match[3]]}." if match[3] else "")
-            state[f"layers.{match[1]}.{part}{match[4]}"] = tensor
-        elif name == "decoder.embed_tokens.weight":
-            state["embedding.weight"] = tensor
-        elif match := re.fullmatch(r"decoder\.layer_norm\.(weight|bias)", name):
-            state[f"norm.{match[1]}"] = tensor
-    return {name: tensor.clone() for name, tensor in state.items()}
+def compare(public: Public) -> Report:
+    """Hold a checkpoint's entries against the model that its settings and sizes make."""
+    fine_tuned = public.decoder is not None
+    empty: nn.Module = _empty_seq2seq(public) if fine_tuned else _empty_encoder(public)
+    own = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    report = Report({}, {}, [], [], [])
+    prefix, ours_prefix = (FINE_TUNED, "encoder.") if fine_tuned else ("", "")
+    for name, tensor in public.encoder.items():
+        ours = encoder_name(name)
+        ours = None if ours is None else f"{ours_prefix}{ours}"
+        if ours in own:
+            same = own[ours] == tuple(tensor.shape)
+            (report.matched if same else report.reshaped)[prefix + name] = ours
+        elif (head := head_name(name)) is not None and not fine_tuned:
+            report.matched[name] = f"objective: {head}"
+        else:
+            (report.unknown if head is None else report.left_out).append(prefix + name)
+    for name in public.decoder or {}:
+        ours = decoder_name(name)
+        if ours is not None and f"decoder.{ours}" in own:
+            report.matched[name] = f"decoder.{ours}"
+        else:
+            (report.left_out if name in NOT_NEEDED else report.unknown).append(name)
+    report.missing.extend(own.keys() - set(report.matched.values()) - set(report.reshaped.values()))
+    report.missing.sort()
+    return report

@@ -3,6 +3,7 @@
 #   recipes/lrs3/run.sh                                             everything, on a small corpus that we make
 #   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --nproc 8 --conf recipes/lrs3/conf/uhubert/large-lrs3.yaml
 #   recipes/lrs3/run.sh --corpus grid --data /data/grid --stage 3 --stop-stage 4
+#   recipes/lrs3/run.sh --corpus clips --data my_videos --init base_vox_iter5.pt     own clips on a published model
 # Every stage may be run again: what is current is not made again, and training goes on where it stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -13,6 +14,7 @@ musan=           # folder of MUSAN for noisy training and tests; synth brings it
 landmarks=       # folder of face landmarks; without it they are detected (bin/setup synth video)
 exp=exp          # folder for everything that is made
 conf=            # plan: iterations, fine-tunings, tests; by default conf/uhubert/CORPUS.yaml
+init=            # start from this model, without pre-training: a published checkpoint (.pt), or a folder of ours
 nproc=1          # training processes on this machine, one per GPU
 jobs=            # processes that prepare and extract; by default one per core
 babbles=         # mixtures of 30 voices; by default 10000, for synth 150
@@ -22,9 +24,11 @@ alignments=      # only lrs3: folder of TextGrid or CTM files with phones, to me
 source "$here/../../bin/stages.sh" "$@"   # reads the options above, --stage, --stop-stage, --help; defines begin_stage
 case $corpus in synth | lrs3 | grid | clips) ;; *) stop "--corpus $corpus: expected synth, lrs3, grid or clips" ;; esac
 jobs=${jobs:-$(getconf _NPROCESSORS_ONLN)}
-conf=${conf:-$here/conf/uhubert/$corpus.yaml}
+plan=$corpus
+[ -z "$init" ] || [[ $corpus != clips && $corpus != grid ]] || plan=init
+conf=${conf:-$here/conf/uhubert/$plan.yaml}
 noise=$(plan noise)
-noisy=$(plan noisy | sed -n 1p)
+noisy=$(plan "noisy${init:+-finetune}" | sed -n 1p)
 [ "$corpus" = lrs3 ] || [ -z "$valid_ids$alignments" ] || stop "--valid-ids and --alignments are for --corpus lrs3; leave them out"
 if [ "$corpus" = synth ]; then
   [ -z "$data$musan$landmarks" ] || stop "--data, --musan, --landmarks: the embedded corpus brings its own; add --corpus lrs3, grid or clips"
@@ -45,6 +49,17 @@ fi
 IFS=$'\n'
 set -f
 words() { tr -s ' ,' '\n'; }
+last=$(plan pretrain | grep -c . || true)
+encoder=$exp/iter$last/encoder   # what is fine-tuned
+if [ -n "$init" ]; then
+  [ -e "$init" ] || stop "--init: $init is not there; give a published checkpoint, or the folder of an encoder or a recognizer"
+  encoder=$init
+  # Now, so that a file that cannot be read is told before the hours that clips take.
+  [ -d "$init" ] || { encoder=$exp/init; mmspeech import "$init" "$encoder"; }
+elif [ "$last" = 0 ]; then
+  stop "--init: missing, and $conf has no pre-training; give a model to start from, or a plan with pretrain:"
+fi
+begun() { [ -n "$init" ] && echo "$1: skipped, --init $init is the model" >&2; }
 speech="pretrain trainval valid"   # what is pre-trained on, and validated on
 files() { for name in $(words <<< "$2"); do echo "$1/cuts_$name.jsonl.gz"; done; }
 quoted() { sed "s/'/''/g; s/.*/'&'/"; }                       # lines as YAML text
@@ -86,7 +101,7 @@ if begin_stage 2 "mouth tracks"; then
   mmspeech extract mouth $(files "$exp/data" "$speech test") "$exp/mouth" --jobs "$jobs" ${found[@]+"${found[@]}"}
 fi
 
-if begin_stage 3 "first units: k-means on MFCC frames"; then
+if begin_stage 3 "first units: k-means on MFCC frames" && ! begun "first units"; then
   mmspeech extract features $(files "$exp/mouth" "$speech") "$exp/iter1/features" --feature mfcc
   mmspeech cluster fit $(files "$exp/iter1/features" "pretrain trainval") "$exp/iter1/codebook" --clusters "$(plan clusters | sed -n 1p)" $(plan cluster | words)
   mmspeech cluster label $(files "$exp/iter1/features" "$speech") "$exp/iter1/codebook" "$exp/iter1/units" --name km
@@ -98,12 +113,11 @@ pretrain() {   # iteration, its configuration
     --set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")" "${common[@]}"
 }
 
-if begin_stage 4 "pre-training, iteration 1"; then
+if begin_stage 4 "pre-training, iteration 1" && ! begun "iteration 1"; then
   pretrain 1 "$(plan pretrain | sed -n 1p)"
 fi
 
-last=$(plan pretrain | grep -c . || true)
-if begin_stage 5 "pre-training, further iterations: features of the last one, units, training"; then
+if begin_stage 5 "pre-training, further iterations: features of the last one, units, training" && ! begun "further iterations"; then
   for i in $(seq 2 "$last"); do
     mmspeech extract features $(files "$exp/mouth" "$speech") "$exp/iter$i/features" --encoder "$exp/iter$((i - 1))/encoder" --layer "$(plan units | sed -n "${i}p")"
     mmspeech cluster fit $(files "$exp/iter$i/features" "pretrain trainval") "$exp/iter$i/codebook" --clusters "$(plan clusters | sed -n "${i}p")" $(plan cluster | words)
@@ -118,7 +132,7 @@ if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; t
   for file in $(plan finetune); do
     number=$((number + 1))
     labelled=$(plan labelled | sed -n "${number}p")   # trainval or pretrain+trainval
-    train finetune "$file" "$exp/$(basename "$file" .yaml)" --encoder "$exp/iter$last/encoder" \
+    train finetune "$file" "$exp/$(basename "$file" .yaml)" --encoder "$encoder" \
       --set "data.cuts=$(files "$exp/mouth" "${labelled//+/ }" | listed)" "${common[@]}"
   done
 fi
@@ -128,10 +142,15 @@ if begin_stage 7 "decoding the test set: every recognizer, streams and noise" &&
   if [ -n "$kinds" ]; then
     mmspeech prepare noisy "$exp/data/cuts_test.jsonl.gz" "$exp/noise" "$exp/noisy" $kinds
   fi
+  decode() {   # recognizer, its name
+    mmspeech decode "$1" "$exp/mouth/cuts_test.jsonl.gz" "$exp/$2/decode" --modality "$(plan modality)" \
+      --noise "$noise" --noise-sets "$exp/noisy" --label "$2" $(plan search | awk 'NF { print "--set"; print }')
+  }
+  if [ -n "$init" ] && [ -e "$encoder/model.safetensors" ]; then
+    decode "$encoder" as-given   # a recognizer, before it was tuned
+  fi
   for file in $(plan finetune); do
-    name=$(basename "$file" .yaml)
-    mmspeech decode "$exp/$name/model" "$exp/mouth/cuts_test.jsonl.gz" "$exp/$name/decode" --modality "$(plan modality)" \
-      --noise "$noise" --noise-sets "$exp/noisy" --label "$name" $(plan search | awk 'NF { print "--set"; print }')
+    decode "$exp/$(basename "$file" .yaml)/model" "$(basename "$file" .yaml)"
   done
 fi
 

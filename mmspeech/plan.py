@@ -149,9 +149,9 @@ def main() -> None:
             value = noisy(file.parent / name for name in [*plan.pretrain, *plan.finetune])
         elif key == "folders":
             value = folders(plan, file.parent)
-        elif not hasattr(plan, key):
-            raise UserError(f"{file}: has no `{key}`; expected a row of a table, as in conf/uhubert/rows")
         else:
+            if not hasattr(plan, key):
+                raise UserError(f"{file}: has no `{key}`; expected a row of a table, as in conf/uhubert/rows")
             value = getattr(plan, key)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -19,6 +19,7 @@ from mmspeech.scoring.table import ANY, Score, column_order, split_noise
 # Colours that stand for the page's own (CSS variables), so that one picture suits light and dark.
 INK, FAINT = "#010203", "#040506"
 COLOURS = ("#3b6fd4", "#d9742b", "#2e9e6b", "#b0489c", "#8a7a2f", "#5f6b7a")  # readable on white and on black
+MARKERS = "o^sD"
 LEGEND = 24  # groups that a legend names
 POINTS = 300  # per curve: a pre-training run logs many thousands, and the file should stay small
 
@@ -145,9 +146,10 @@ def scatter(x: Sequence[float], y: Sequence[float], colourings: Mapping[str, Seq
         for place, name in enumerate(names):
             inside = np.array([group == name for group in groups])
             label = name if place < LEGEND else None
+            marker = MARKERS[place // len(cycle) % len(MARKERS)]  # colours come again
             axes.scatter(
                 np.asarray(x)[inside], np.asarray(y)[inside], s=7, alpha=0.7, color=cycle[place % len(cycle)],
-                linewidths=0, label=label,
+                linewidths=0, label=label, marker=marker,
             )  # fmt: skip
         axes.legend(fontsize=7, frameon=False, markerscale=2, labelcolor=INK, loc="upper left", bbox_to_anchor=(1, 1))
         axes.set_title(f"{title}, coloured by {what}", loc="left", fontsize=9, color=INK)

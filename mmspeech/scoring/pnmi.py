@@ -65,7 +65,7 @@ class JointCounts:
         phones, units = joint.sum(1), joint.sum(0)
         information = _entropy(phones) + _entropy(units) - _entropy(joint.ravel())
         return Agreement(
-            pnmi=float(information / _entropy(phones)) if _entropy(phones) > 0 else 0.0,
+            pnmi=max(float(information / _entropy(phones)), 0.0) if _entropy(phones) > 0 else 0.0,  # not -1e-17
             phone_purity=float(joint.max(0).sum()),
             cluster_purity=float(joint.max(1).sum()),
             frames=total,
@@ -111,7 +111,7 @@ def resampled(
     for counts in bootstrap.draws(len(lengths), seed=seed, resamples=resamples, width=len(cells)):
         tables = counts @ joint  # (B, cells)
         information = _information(tables @ of_phone)
-        shared = np.maximum(information + _information(tables @ of_unit) - _information(tables), 0)  # not -1e-17
+        shared = np.maximum(information + _information(tables @ of_unit) - _information(tables), 0.0)
         found.append(np.divide(shared, information, out=np.full(len(tables), np.nan), where=information > 0))
     return np.concatenate(found)
 

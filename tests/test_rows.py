@@ -137,17 +137,16 @@ def experiment(folder, corpus="lrs3", hours=433.0, name="ours"):
             file.write(json.dumps(line) + "\n")
         return str(path)
 
-    def record(place, inputs, settings):
+    def record(place, inputs, data, **settings):
         place.mkdir(parents=True, exist_ok=True)
         (place / "stage.json").write_text(json.dumps({"inputs": dict.fromkeys(inputs, ""), "settings": settings}))
-        (place / "config.yaml").write_text("")
+        (place / "data.json").write_text(json.dumps({"cuts": [data], "max_items": None}))
         return str(place)
 
     unlabelled = cuts(folder / "cuts_pretrain.jsonl.gz", 1759 * 3600)
-    encoder = record(folder / "iter5/encoder", [unlabelled], {"data": {"cuts": [unlabelled]}})
+    encoder = record(folder / "iter5/encoder", [unlabelled], unlabelled)
     labelled = cuts(folder / "cuts_trainval.jsonl.gz", hours * 3600)
-    tuning = {"encoder": encoder, "pretrained": True, "data": {"cuts": [labelled], "max_items": None}}
-    model = record(folder / name / "model", [encoder, labelled], tuning)
+    model = record(folder / name / "model", [encoder, labelled], labelled, pretrained=True)
     test = cuts(folder / "cuts_test.jsonl.gz", 10)
     pairs = [("a b c d e f g h i j", "a b c d e f g h i x")] * 10 + [
         ("a b c d e f g h i j", "a b c d e f g h i j")
@@ -199,7 +198,7 @@ def test_other_conditions_are_named_and_nothing_is_subtracted(tmp_path, about, c
 def test_what_cannot_be_known_is_not_compared(tmp_path):
     """A test set that is gone; weights of somebody else compare, and it is said that their hours are not known."""
     exp = experiment(tmp_path / "exp")
-    (exp / "iter5/encoder/stage.json").unlink()
+    (exp / "iter5/encoder/data.json").unlink()
     (one,) = [against.beside(plan.load_row(ROW), table.collect([exp]))]
     assert one.systems[0].comparable and one.systems[0].condition.endswith("pre-training not known")
     against.material.cache_clear()

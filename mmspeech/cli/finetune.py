@@ -144,6 +144,7 @@ def run(
     weights = checkpoint.whole_weights(objective)
     if dist.is_first():
         recognizer.save(objective, tokenizer, exp / "model", weights)
+        files.write_json(exp / "model" / "data.json", configs.plain(config.data))  # where the cuts lie: no setting
         stage.record()
         say(f"{exp / 'model'}: written")
 

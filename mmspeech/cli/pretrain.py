@@ -97,4 +97,5 @@ def run(
     if dist.is_first():
         with stage.writing(anew=True) as folder:  # a run may go on for longer; `origin` told what must be the same
             save_encoder(encoder, folder, weights)
+            files.write_json(folder / "data.json", configs.plain(config.data))  # where the cuts lie: no setting
         say(f"{exp / 'encoder'}: written")

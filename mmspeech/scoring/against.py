@@ -110,20 +110,22 @@ def measured_on(folder: Path) -> tuple[Material | None, Material | None, Materia
 
     A recognizer without pre-training has 0 hours without labels.
     """
-    decoded = _record(folder)
-    cuts = [Path(path) for path in decoded.get("inputs", {}) if path.endswith(".jsonl.gz")]
-    tested = material(tuple(cuts))
-    model = next((Path(path) for path in decoded.get("inputs", {}) if (Path(path) / "config.yaml").exists()), None)
+    inputs = [Path(path) for path in _read(folder / "stage.json").get("inputs", {})]
+    tested = material(tuple(path for path in inputs if path.name.endswith(".jsonl.gz")))
+    model = next((path for path in inputs if (path / "data.json").exists()), None)
     if model is None:
         return tested, None, None
-    tuning = _record(model).get("settings", {})
-    data = tuning.get("data") or {}
-    labelled = material(tuple(map(Path, _cuts_of(data))), data.get("max_items"))
-    if tuning.get("pretrained") is False:
+    tuning, labelled = _read(model / "stage.json"), _trained_on(model)
+    if tuning.get("settings", {}).get("pretrained") is False:
         return tested, labelled, Material((), 0.0)
-    encoder = tuning.get("encoder")
-    training = _record(Path(encoder)).get("settings", {}) if encoder else {}
-    return tested, labelled, material(tuple(map(Path, _cuts_of(training.get("data") or {}))))
+    encoder = next((Path(path) for path in tuning.get("inputs", {}) if (Path(path) / "data.json").exists()), None)
+    return tested, labelled, _trained_on(encoder) if encoder else None
+
+
+def _trained_on(folder: Path) -> Material | None:
+    """What a run that wrote a folder, with data.json in it, was trained on."""
+    data = _read(folder / "data.json")
+    return material(tuple(map(Path, _cuts_of(data))), data.get("max_items"))
 
 
 @functools.lru_cache(maxsize=64)
@@ -153,10 +155,10 @@ def _cuts_of(data: dict) -> Iterator[str]:
         yield from source.get("cuts") or ()
 
 
-def _record(folder: Path) -> dict:
-    """The record of the stage that wrote a folder; {} if there is none."""
+def _read(path: Path) -> dict:
+    """A JSON file that a stage left; {} if there is none."""
     try:
-        return json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

@@ -7,8 +7,8 @@
 #   fi
 #
 # Every variable assigned above the source line is an option: `corpus` is --corpus, `max_hours` is --max-hours
-# (`here` is not). --stage N starts at stage N, --stop-stage M ends after stage M. A stage that fails says how to
-# go on from there.
+# (`here` is not); one assigned `no` is a switch that its option turns to `yes`. --stage N starts at stage N,
+# --stop-stage M ends after stage M. A stage that fails says how to go on from there.
 
 _script=${BASH_SOURCE[1]}
 _called_with=()   # the options without --stage: with these a failed run is resumed
@@ -58,6 +58,8 @@ _options() {
     fi
     if [[ $1 == *=* ]]; then
       value=${1#*=}
+    elif [[ ${!name} == no || ${!name} == yes ]]; then
+      value=yes
     else
       if [[ $# -lt 2 || $2 == --* ]]; then _fail "$_script: $flag needs a value; see --help"; fi
       value=$2

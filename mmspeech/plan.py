@@ -3,11 +3,16 @@
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/synth.yaml pretrain      prints the value, one line per entry
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy          the files that train with noise
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy-finetune   those of them that fine-tune
+python -m mmspeech.plan recipes/lrs3/conf/uhubert/rows/table2-drop-a.yaml folders      of a row: a name per iteration
+
+A plan that stands for one row of a paper's table (conf/*/rows/) also has the figures that are printed there.
 """
 
+import hashlib
+import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +49,85 @@ class Plan:
             raise UserError("labelled: needs one entry per file of finetune:, or none; add what is missing")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row(Plan):
+    """One row of a paper's table: what to run for it, and what is printed there; a figure that is not is left out."""
+
+    table: str  # as it is called there: Table 2
+    row: str  # what tells it from its neighbours, in the table's own words
+    encoder: str = ""  # where nothing is pre-trained: the pre-training YAML whose sizes and streams the encoder has
+    metric: Literal["wer", "bleu"] = "wer"
+    paper: dict[str, dict[str, float]] = field(default_factory=dict)  # streams -> noise -> figure, as printed
+    average: float | None = None  # the table's own mean, as printed
+    pnmi: dict[str, dict[str, float]] = field(default_factory=dict)  # codebook -> features -> PNMI in percent
+    tolerance: float = 1.0  # points by which two runs of the same thing may differ; ours, no paper states one
+    corpus: str = "LRS3"  # whose test set it is
+    labelled_corpus: str = "LRS3"
+    hours: float | None = None  # with labels
+    unlabelled_hours: float = 0.0  # of pre-training
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.finetune) > 1:
+            raise UserError(f"finetune: {len(self.finetune)} files; a row is one recognizer: name one")
+        if self.finetune and bool(self.pretrain) == bool(self.encoder):
+            raise UserError("encoder: is for rows without pre-training, which need it; give `pretrain` or `encoder`")
+        if self.tolerance < 0:
+            raise UserError(f"tolerance: {self.tolerance}; expected points, 0 or more")
+
+    @property
+    def title(self) -> str:
+        return f"{self.table}: {self.row}"
+
+    @property
+    def condition(self) -> str:
+        """`LRS3, 433 h of labels, 1759 h without`."""
+        return describe_hours(self.corpus, self.labelled_corpus, self.hours, self.unlabelled_hours)
+
+
+def describe_hours(corpus: str, labelled: str, hours: float | None, unlabelled_hours: float | None) -> str:
+    """What was tested on, and how much was trained on; None: not known."""
+    labels = "labels not known" if hours is None else f"{hours:.3g} h of labels"
+    labels += f" of {labelled}" if labelled.casefold() != corpus.casefold() else ""
+    if unlabelled_hours is None:
+        return f"{corpus}, {labels}, pre-training not known"
+    return f"{corpus}, {labels}, " + (f"{unlabelled_hours:.5g} h without" if unlabelled_hours else "no pre-training")
+
+
+def load(file: Path) -> Plan:
+    """The plan in a file, a Row if it names a table. Raises UserError."""
+    tree = configs.read(file)
+    return configs.build(tree, Row if "table" in tree else Plan, file)
+
+
+def load_row(file: Path) -> Row:
+    """The row in a file. Raises UserError if it is none."""
+    return configs.load(file, Row)
+
+
+AFTER_PRETRAINING = ("synth", "finetune", "labelled", "modality", "noise", "search")  # what it does not depend on
+
+
+def folders(plan: Plan, place: Path) -> list[str]:
+    """A name for each iteration of pre-training that says what was done up to there: `iter2-1f3a99c0`.
+
+    Plans that share their first iterations, settings and all, share the folders.
+
+    Args:
+        place: the folder that the plan's paths are relative to.
+    """
+    settings = configs.plain(plan)
+    assert isinstance(settings, dict)
+    per_iteration = ("pretrain", "units", "clusters")
+    names = {one.name for one in fields(Plan)} - {*AFTER_PRETRAINING, *per_iteration}
+    done: list[object] = [{name: settings[name] for name in sorted(names)}]
+    found = []
+    for number, entry in enumerate(zip(plan.pretrain, plan.units, plan.clusters, strict=True), start=1):
+        done.append([configs.read(place / entry[0]), *entry[1:]])
+        found.append(f"iter{number}-{hashlib.sha256(json.dumps(done, sort_keys=True).encode()).hexdigest()[:8]}")
+    return found
+
+
 def noisy(files: Iterable[Path]) -> list[Path]:
     """Those that mix noise into what they train on and do not say where it lies: they need --musan.
 
@@ -63,19 +147,24 @@ def main() -> None:
     """Print one field of a plan, one line per entry of a list."""
     try:
         file, key = Path(sys.argv[1]), sys.argv[2]
-        plan = configs.load(file, Plan)
+        plan = load(file)
         if key in ("noisy", "noisy-finetune"):
             names = [*(plan.pretrain if key == "noisy" else []), *plan.finetune]
             value = noisy(file.parent / name for name in names)
+        elif key == "folders":
+            value = folders(plan, file.parent)
         else:
+            if not hasattr(plan, key):
+                raise UserError(f"{file}: has no `{key}`; expected a row of a table, as in conf/uhubert/rows")
             value = getattr(plan, key)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     lines = value if isinstance(value, list) else [value]
-    if key in ("pretrain", "finetune"):
-        lines = [file.parent / line for line in lines]
-    print("\n".join(map(str, lines)))
+    if key in ("pretrain", "finetune", "encoder"):
+        lines = [file.parent / line for line in lines if line]
+    for line in lines:
+        print(line)
 
 
 if __name__ == "__main__":

@@ -312,8 +312,16 @@ def test_clips_without_transcript_are_for_pretraining_only(tmp_path):
     assert [cut.supervisions[0].text for cut in found["pretrain"]] in ([], [None])
     sound = next(cut for part in found.values() for cut in part if cut.supervisions[0].text == "aye")
     assert not sound.has_custom("source") and sound.num_samples == 6400
+    assert {cut.corpus for part in found.values() for cut in part} == {"clips"}  # what figures were measured on
     rejected = (tmp_path / "out" / "rejected.jsonl").read_text()
     assert "6.txt: a transcript without its clip" in rejected and "README" not in rejected
+
+
+def test_a_stand_in_for_lrs3_says_what_it_is(tmp_path):
+    """Its cuts carry that name, so that no figure on it is taken for one on LRS3."""
+    assert lrs3.corpus_of(tmp_path) == "lrs3"
+    (tmp_path / lrs3.STAND_IN).write_text("synth digits\n")
+    assert lrs3.corpus_of(tmp_path) == "synth digits"
 
 
 def test_no_speaker_and_no_clip_is_in_two_splits():

@@ -6,7 +6,19 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "mmspeech"
-FOUNDATION = {"__version__", "batch", "config", "console", "containers", "dist", "errors", "files", "media", "seeds"}
+FOUNDATION = {
+    "__version__",
+    "batch",
+    "config",
+    "console",
+    "containers",
+    "dist",
+    "errors",
+    "files",
+    "media",
+    "plan",
+    "seeds",
+}
 MAY_IMPORT = {
     "cli": {
         "cli",

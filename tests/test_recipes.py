@@ -51,8 +51,9 @@ def test_433_hours_of_labels_are_pretrain_and_trainval(file):
         assert labelled == ("pretrain+trainval" if "433h" in name else "trainval"), name
 
 
-def test_every_recognizer_of_the_papers_is_in_a_plan():
+def test_every_recognizer_of_the_papers_is_in_a_plan_or_a_row():
     named = {name for file in CONF.glob("*.yaml") for name in configs.load(file, Plan).finetune}
+    named |= {name.removeprefix("../") for file in CONF.glob("rows/*.yaml") for name in configs.read(file)["finetune"]}
     assert {f"finetune/{file.name}" for file in CONF.glob("finetune/*[0-9]h-*.yaml")} <= named
 
 

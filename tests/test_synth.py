@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from mmspeech.corpora import synth, synth_face, synth_lips, synth_paint, synth_speech, synth_text, synth_video
+from mmspeech.corpora.lrs3 import STAND_IN
 from mmspeech.corpora.synth_speech import Mark
 from mmspeech.errors import UserError
 
@@ -161,6 +162,7 @@ def test_layout_is_that_of_lrs3_and_musan(corpus):
             if row.startswith(f"{split}-{speaker}-{name}\t")
         )
         assert row.split("\t")[1] == text.lower()
+    assert (corpus / "lrs3" / STAND_IN).read_text().startswith("synth ")
     for kind in ("speech", "music", "noise"):
         wavs = list((corpus / "musan" / kind).rglob("*.wav"))
         assert wavs and all(soundfile.info(wav).samplerate == 16000 for wav in wavs)

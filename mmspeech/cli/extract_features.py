@@ -46,7 +46,7 @@ def spectral(feature: str, device: torch.device) -> Extractor:
     def compute(cuts: Sequence[Cut], waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         lengths = torch.tensor([len(wave) for wave in waves])
         padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(wave) for wave in waves], batch_first=True)
-        return _unpad(cuts, *SPECTRAL[feature](padded.to(device), lengths))
+        return unpad(cuts, *SPECTRAL[feature](padded.to(device), lengths))
 
     def read(cut: Cut) -> np.ndarray:
         wave = audio.read_audio(cut)
@@ -82,7 +82,7 @@ def from_encoder(encoder: AVEncoder, layer: int, modalities: Sequence[str] | Non
         # Lengths stay on the host, where the encoder looks at them.
         inputs = {name: stream.to(device, non_blocking=True) for name, stream in batch.streams.items()}
         encoded = encoder.encode(inputs, batch.lengths, batch.present, layers=(layer,))
-        return _unpad(cuts, encoded.layers[0], encoded.lengths)
+        return unpad(cuts, encoded.layers[0], encoded.lengths)
 
     return Extractor(lambda cut: read_item(cut, reading), compute)
 
@@ -97,7 +97,7 @@ def wanted_streams(encoder: AVEncoder, modalities: Sequence[str] | None) -> Mapp
     return {name: settings for name, settings in encoder.inputs.items() if modalities is None or name in modalities}
 
 
-def _unpad(cuts: Sequence[Cut], values: Tensor, lengths: Tensor) -> list[np.ndarray]:
+def unpad(cuts: Sequence[Cut], values: Tensor, lengths: Tensor) -> list[np.ndarray]:
     """float16 frames of each cut, no more than it has at 25 Hz: windows may reach one frame beyond its end."""
     rows, counts = values.half().cpu().numpy(), lengths.tolist()
     return [row[: min(count, audio.num_frames(cut))] for cut, row, count in zip(cuts, rows, counts, strict=True)]
@@ -139,7 +139,7 @@ def _write_part(
     rejected: list[tuple[str, str]] = []
     stored: dict[str, TemporalArray] = {}
     with units.RawShardsWriter(part) as shard:
-        for batch, items in _read_ahead(by_length(cuts, batch_s), extractor.read, pool, rejected):
+        for batch, items in read_ahead(by_length(cuts, batch_s), extractor.read, pool, rejected):
             for cut, values in zip(batch, extractor.compute(batch, items), strict=True):
                 if np.isfinite(values).all():
                     stored[cut.id] = shard.store(cut, values)
@@ -165,7 +165,7 @@ def by_length(cuts: Iterable[Cut], batch_s: float) -> Iterator[list[Cut]]:
         yield batch
 
 
-def _read_ahead(
+def read_ahead(
     batches: Iterable[list[Cut]],
     read: Callable[[Cut], Any],
     pool: ThreadPoolExecutor,

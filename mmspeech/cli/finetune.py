@@ -13,6 +13,7 @@ from torch import Tensor
 from mmspeech import config as configs
 from mmspeech import dist, files
 from mmspeech.batch import Batch
+from mmspeech.cli import dry_run as dry
 from mmspeech.console import say
 from mmspeech.data import cutfiles, text
 from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, validation_batches
@@ -22,7 +23,7 @@ from mmspeech.errors import UserError
 from mmspeech.finetuning import recognizer
 from mmspeech.finetuning.ctc import CTC, CTCConfig
 from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
-from mmspeech.models.av_encoder import AVEncoder, load_encoder
+from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_encoder
 from mmspeech.training import checkpoint, origin, trainer
 from mmspeech.training.trainer import TrainingConfig
 
@@ -66,17 +67,26 @@ def run(
     ],
     exp: Annotated[Path, typer.Argument(help="Folder of the experiment; a run that stopped there goes on.")],
     encoder: Annotated[
-        Path | None, typer.Option(help="Folder of the pre-trained encoder, e.g. exp/iter2/encoder.")
+        Path | None,
+        typer.Option(
+            help="Folder of the pre-trained encoder, e.g. exp/iter2/encoder; where its weights are not wanted "
+            "(`pretrained: false`, --dry-run) also the YAML of a pre-training run."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: --set training.lr=1e-3. Repeatable.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build the model, take one update on an invented clip, write nothing.")
+    ] = False,
 ) -> None:
     """Fine-tune a recognizer: an attention decoder or CTC on a pre-trained encoder.
 
     Reads transcribed cuts, writes EXP/model (config.yaml, model.safetensors, tokenizer), EXP/checkpoints,
     EXP/tensorboard and EXP/metrics.jsonl. The weights that are kept are the best on the validation cuts, over the
     streams of `valid_streams`. Started again after a stop it goes on; with its output current it does nothing.
+
+    --dry-run tells sizes and memory of a configuration without any corpus.
 
     Example: mmspeech finetune recipes/lrs3/conf/uhubert/finetune/synth-av.yaml exp/mine-av --encoder exp/iter2/encoder
     --set "data.cuts=[exp/mouth/cuts_trainval.jsonl.gz]" --set "data.valid_cuts=[exp/mouth/cuts_valid.jsonl.gz]"
@@ -93,12 +103,20 @@ def run(
     config = configs.build(tree, run_class, conf)
     if config.encoder is None:
         raise UserError(f"{conf}: `encoder` names no pre-trained encoder; give --encoder EXP/encoder")
+    if dry_run:
+        device = dist.start()
+        start = encoder_to_tune(config.encoder, weights=False)
+        streams = chosen_streams(start, config.streams, conf)
+        size = config.tokenizer.size or dry.VOCABULARY
+        objective = objective_class(start, config.objective, size, seed=config.seed)
+        dry.one_update(objective, dry.invented(start, streams, vocabulary=size), config.training, device)
+        return
     stage = files.Stage(exp / "model", inputs=[config.encoder, *config.data.files()], settings=origin.settings(config))
     if stage.is_current():
         return
     device = dist.start()
     origin.check(exp, stage)
-    start = load_encoder(config.encoder)
+    start = encoder_to_tune(config.encoder, weights=config.pretrained)
     torch.manual_seed(config.seed)
     if not config.pretrained:
         start = AVEncoder(start.config, start.inputs)
@@ -126,8 +144,23 @@ def run(
     weights = checkpoint.whole_weights(objective)
     if dist.is_first():
         recognizer.save(objective, tokenizer, exp / "model", weights)
+        files.write_json(exp / "model" / "data.json", configs.plain(config.data))  # where the cuts lie: no setting
         stage.record()
         say(f"{exp / 'model'}: written")
+
+
+def encoder_to_tune(place: Path, *, weights: bool) -> AVEncoder:
+    """The encoder in a folder; where its weights are not wanted, also one of the sizes in a pre-training YAML.
+
+    Raises UserError if it is neither.
+    """
+    if place.suffix != ".yaml":
+        return load_encoder(place)
+    if weights:
+        raise UserError(f"{place}: no folder with a pre-trained encoder; give one, or set `pretrained: false`")
+    tree = configs.read(place)
+    model = configs.build(tree.get("model", {}), AVEncoderConfig, place)
+    return AVEncoder(model, tree.get("data", {}).get("streams") or DataConfig().streams)
 
 
 def chosen_streams(encoder: AVEncoder, names: list[str], conf: Path) -> dict[str, dict]:

@@ -9,6 +9,7 @@ import typer
 
 from mmspeech import config as configs
 from mmspeech import dist, files
+from mmspeech.cli import dry_run as dry
 from mmspeech.console import say
 from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, validation_batches
 from mmspeech.errors import UserError
@@ -40,12 +41,17 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: --set training.updates=100. Repeatable.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build the model, take one update on an invented clip, write nothing.")
+    ] = False,
 ) -> None:
     """Pre-train an encoder by masked prediction.
 
     Reads cuts with units, writes EXP/encoder (config.yaml, encoder.safetensors), EXP/checkpoints, EXP/tensorboard and
     EXP/metrics.jsonl. Started again after a stop, even kill -9, it goes on with the very next batch; with its output
     current it does nothing. On several GPUs: `torchrun --nproc-per-node 8 -m mmspeech pretrain CONF EXP`.
+
+    --dry-run tells sizes and memory of a configuration without any corpus.
 
     Example: mmspeech pretrain recipes/lrs3/conf/uhubert/pretrain/synth-1.yaml exp/mine --set data.units=km --set
     "data.cuts=[exp/iter1/units/cuts_pretrain.jsonl.gz]"
@@ -56,12 +62,19 @@ def run(
         raise UserError(f"{conf}: `system` is {system!r}; expected one of {', '.join(RUNS)}")
     run_class, model_class, objective_class = RUNS[system]
     config = configs.build(tree, run_class, conf)
-    if not config.data.units:
+    if not config.data.units and not dry_run:
         raise UserError(f"{conf}: `data.units` names no units to predict; e.g. --set data.units=mfcc")
     if unknown := sorted(config.data.streams.keys() - config.model.streams.keys()):
         raise UserError(
             f"{conf}: `data.streams.{unknown[0]}` is read, but the model has no such stream; add it to model.streams"
         )
+    if dry_run:
+        device = dist.start()
+        encoder = model_class(config.model, inputs=config.data.streams)
+        objective = objective_class(encoder, config.objective, seed=config.seed)
+        batch = dry.invented(encoder, config.data.streams, num_units=config.objective.num_units)
+        dry.one_update(objective, batch, config.training, device)
+        return
     inputs = [*config.data.files(), *([config.init] if config.init else [])]
     stage = files.Stage(exp / "encoder", inputs=inputs, settings=origin.settings(config))
     if stage.is_current():
@@ -84,4 +97,5 @@ def run(
     if dist.is_first():
         with stage.writing(anew=True) as folder:  # a run may go on for longer; `origin` told what must be the same
             save_encoder(encoder, folder, weights)
+            files.write_json(folder / "data.json", configs.plain(config.data))  # where the cuts lie: no setting
         say(f"{exp / 'encoder'}: written")

@@ -1,5 +1,6 @@
 """`mmspeech score`: error rates of decoded sets, the floor, tables, and the report."""
 
+import dataclasses
 import gzip
 import json
 from collections.abc import Iterable
@@ -14,13 +15,19 @@ from mmspeech import files
 from mmspeech.console import say
 from mmspeech.data.text import normalise
 from mmspeech.errors import UserError
+from mmspeech.plan import Row, load_row
+from mmspeech.scoring import against as beside_paper
 from mmspeech.scoring import bleu as bleu_score
-from mmspeech.scoring import bootstrap, floor, report, table, wer
+from mmspeech.scoring import bootstrap, codebooks, floor, report, table, wer
+from mmspeech.scoring import compare as comparing
 
 app = typer.Typer()
 
 DecodeFolders = Annotated[list[Path], typer.Argument(help="Folders that `mmspeech decode` wrote.")]
 Experiments = Annotated[list[Path], typer.Argument(help="Folders of experiments; everything below is found.")]
+Against = Annotated[
+    list[Path] | None, typer.Option(help="Row of a paper's table, conf/*/rows/*.yaml, to print beside. Repeatable.")
+]
 Seed = Annotated[int, typer.Option(help="Fixes the resamples of the interval.")]
 Resamples = Annotated[int, typer.Option(min=1000, help="How often the utterances are drawn anew for the interval.")]
 
@@ -86,20 +93,127 @@ def score_floor(
     say(f"{out}: always answering `{score['answer']}` has a WER of {score['wer']:.1f} % on {name}")
 
 
+@app.command("compare")
+def score_compare(
+    a: Annotated[Path, typer.Argument(help="Folder that `mmspeech decode` wrote.")],
+    b: Annotated[Path, typer.Argument(help="Another system's, of the same cuts and noise.")],
+    metric: Annotated[str | None, typer.Option(help="wer or bleu; default: what they were scored by.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the comparison as JSON to this file, too.")] = None,
+    seed: Seed = 0,
+    resamples: Resamples = bootstrap.RESAMPLES,
+) -> None:
+    """Whether two systems differ: B minus A with a 95 % interval and a p-value, from paired resamples of utterances.
+
+    Refuses other utterances, other references, other noise. What hears no noise (lips alone) goes with any.
+
+    Example: `mmspeech score compare exp/ours/decode/test-av-clean exp/theirs/decode/test-av-clean`
+    """
+    found = comparing.compare(a, b, metric, seed=seed, resamples=resamples)
+    unit = "BLEU" if found.metric == "bleu" else "% WER"
+    say(f"{found.set}, {found.condition}: {found.sentences} utterances")
+    say(f"A: {found.a}: {found.score_a:.2f} {unit}")
+    say(f"B: {found.b}: {found.score_b:.2f} {unit}")
+    say(f"B - A: {found.line} ({found.interval})")
+    print(json.dumps(dataclasses.asdict(found)))
+    if out is not None:
+        files.write_json(out, dataclasses.asdict(found))
+
+
+@app.command("codebooks")
+def score_codebooks(
+    encoder: Annotated[Path, typer.Argument(help="`encoder` folder of a pre-training run.")],
+    cuts: Annotated[list[Path], typer.Argument(help="Cuts with phone alignments and all streams, e.g. cuts_valid.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write, e.g. exp/codebooks.")],
+    learn_from: Annotated[
+        list[Path] | None, typer.Option(help="Cuts that the codebooks are learnt from; default: CUTS. Repeatable.")
+    ] = None,
+    clusters: Annotated[int, typer.Option(min=2, help="Size of each codebook.")] = 100,
+    layer: Annotated[int | None, typer.Option(help="Of the encoder: k for block k; default: the last.")] = None,
+    points: Annotated[int, typer.Option(min=2, help="Frames that t-SNE shows under each input.")] = 500,
+    label: Annotated[str, typer.Option(help="Name of the model in tables; by default the encoder's experiment.")] = "",
+    seed: Annotated[int, typer.Option(help="Fixes codebooks, resamples, and the frames that t-SNE shows.")] = 0,
+    starts: Annotated[int, typer.Option(min=1, help="Choices of first centres; the best is kept.")] = 20,
+    resamples: Annotated[int, typer.Option(min=200, help="Of the utterances, for the intervals.")] = 1000,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")] = None,
+    batch_seconds: Annotated[float, typer.Option(min=1.0, help="Speech in one batch, padding included.")] = 120.0,
+    jobs: Annotated[int, typer.Option(min=1, help="Threads that read ahead.")] = 2,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first cut that cannot be used.")] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="Row file with a paper's PNMI, rows/table1-*.yaml, to print beside.")
+    ] = None,
+) -> None:
+    """PNMI of every input's features under every codebook, and their t-SNE (u-HuBERT, Table 1 and Figure 3).
+
+    The encoder gets all its streams, and each alone; a codebook is learnt from each kind of features and from all
+    together; each quantises each. OUT receives codebooks.json .md .tsv .png, tsne.json .png, and rejected.jsonl;
+    `mmspeech score report` shows them. The frames lie on disk meanwhile. Does nothing if OUT is current.
+
+    Example: `mmspeech score codebooks exp/iter2/encoder exp/mouth/cuts_valid.jsonl.gz exp/codebooks --clusters 200`
+    """
+    import shutil  # with torch and lhotse, which other scores do not need
+
+    import torch
+
+    from mmspeech import dist
+    from mmspeech.cli import score_codebooks as work
+    from mmspeech.models.av_encoder import load_encoder
+
+    learn, row = learn_from or cuts, load_row(against) if against else None
+    if row and not row.pnmi:
+        raise UserError(f"{against}: has no PNMI; give rows/table1-drop.yaml or rows/table1-plain.yaml")
+    settings = {"clusters": clusters, "layer": layer, "points": points, "seed": seed, "starts": starts}
+    settings |= {"resamples": resamples, "label": label, "learn_from": [str(path) for path in learn]}
+    weights = [encoder / "encoder.safetensors", encoder / "config.yaml"]
+    model = load_encoder(encoder)
+    rows = [against] if against else []
+    stage = files.Stage(out, list(dict.fromkeys([*cuts, *learn, *weights, *rows])), settings)
+    if not stage.is_current():
+        place = torch.device(device) if device else dist.start()
+        subsets = work.subsets_of(model)
+        layer = model.config.num_layers if layer is None else layer
+        about = {"label": label or encoder.resolve().parent.name, "encoder": str(encoder), "layer": layer}
+        about |= {"clusters": clusters, "seed": seed, "resamples": resamples, "cuts": ", ".join(map(str, cuts))}
+        with stage.writing() as folder, files.Rejects(folder / "rejected.jsonl", strict) as rejects:
+            rejects.path = out / "rejected.jsonl"  # where it will be found
+            frames = folder / "frames"
+            frames.mkdir()
+            how = {"device": place, "batch_s": batch_seconds, "jobs": jobs}
+            measured = work.store_frames(cuts, model, layer, subsets, frames, "cuts", rejects, **how)
+            learnt = measured
+            if learn != cuts:
+                learnt = work.store_frames(learn, model, layer, subsets, frames, "learn", rejects, **how)
+            books = work.learn(learnt, subsets, clusters, seed=seed, starts=starts)
+            found, resampled = work.measure(measured, books, subsets, place, about)
+            codebooks.save(found, resampled, folder, row)
+            codebooks.save_points(work.project(measured, subsets, points, seed=seed), found.label, folder)
+            shutil.rmtree(frames)
+    found = codebooks.load(out / "codebooks.json")
+    terminal().print(codebooks.printed(codebooks.against(found, row) if row else [found]))
+    say(f"{out / 'codebooks.md'}, {out / 'codebooks.png'}, {out / 'tsne.png'}")
+
+
 @app.command("table")
 def score_table(
     experiments: Experiments,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: report/ in the first EXPERIMENT.")] = None,
+    against: Against = None,
 ) -> None:
     """Collect all score.json files below the folders into one table: systems down, streams and noise across.
 
-    Prints it, and writes table.md and table.tsv. The hash over a noisy column says which noise was added.
+    Prints it, and writes table.md and table.tsv. The hash over a noisy column says which noise was added. With
+    --against also a paper's figures, ours and the differences, as against.md and against.tsv; where corpus or hours of
+    labels are others than the paper's, the condition is named and nothing is subtracted.
 
     Example: `mmspeech score table exp/synth-av exp/synth-av-scratch exp/floor`
+
+    Example: `mmspeech score table exp --against recipes/lrs3/conf/uhubert/rows/table2-drop-av-drop.yaml`
     """
     out = out or experiments[0] / "report"
-    show(table.write(table.collect(experiments), out))
+    rows = [load_row(path) for path in against or ()]
+    scores = table.collect(experiments)
+    show(table.write(scores, out))
     say(f"{out / 'table.md'}, {out / 'table.tsv'}")
+    write_against(rows, scores, out)
 
 
 @app.command("report")
@@ -109,14 +223,17 @@ def score_report(
     cuts: Annotated[Path | None, typer.Option(help="Test cuts with mouth tracks, for the pictures.")] = None,
     clips: Annotated[int, typer.Option(min=0, help="How many clips to show.")] = 6,
     seed: Annotated[int, typer.Option(help="Fixes the choice of clips.")] = 0,
+    against: Against = None,
 ) -> None:
     """Score what is not scored yet, print the table, and write a page with tables, curves and a few clips.
 
-    The page, report/index.html, is one file without scripts. Curves come from every metrics.jsonl below the folders.
+    The page, report/index.html, is one file without scripts. Curves come from every metrics.jsonl below the folders,
+    PNMI and t-SNE from every codebooks.json (`mmspeech score codebooks`).
 
     Example: `mmspeech score report exp --cuts exp/mouth/cuts_test.jsonl.gz`
     """
     out = out or experiments[0] / "report"
+    rows = [load_row(path) for path in against or ()]
     for folder in sorted({path.parent for one in experiments for path in table.visible(one, "hyp.jsonl")}):
         if not (folder / "ref.jsonl").exists() or not wer.read_texts(folder / "ref.jsonl"):
             say(f"{folder}: decoded without transcripts, so there is nothing to score")
@@ -127,16 +244,32 @@ def score_report(
     chosen = report.pick_clips(scores, clips, seed=seed)
     if cuts is not None and chosen:
         report.fill_strips(chosen, mouth_frames(cuts, {clip.id for clip in chosen}))
-    path = report.write(experiments, scores, chosen, out)
     show(made)
+    compared = write_against(rows, scores, out)
+    path = report.write(experiments, scores, chosen, out, compared)
     say(f"report: {path.resolve()}")
+
+
+def write_against(rows: list[Row], scores: list[table.Score], out: Path) -> list[beside_paper.Beside]:
+    """Our systems beside the papers' rows: written, printed and returned."""
+    several = [beside_paper.beside(row, scores) for row in rows]
+    if several:
+        beside_paper.write(several, out)
+        for one in several:
+            terminal().print(beside_paper.printed(one))
+        say(f"{out / 'against.md'}, {out / 'against.tsv'}")
+    return several
+
+
+def terminal() -> Console:
+    """Where tables are printed: stdout."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)  # a log has no width to keep to
 
 
 def show(made: list[table.Table]) -> None:
     """Print tables on stdout, with the warnings beside them."""
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a log has no width to keep to
-        console = Console(highlight=False, width=200)
+    console = terminal()
     for one in made:
         whole = table.printed(one)
         wide = console.options.update(max_width=10_000)  # else a table's measure never exceeds the console

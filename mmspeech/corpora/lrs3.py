@@ -27,6 +27,7 @@ from mmspeech.files import Stage
 from mmspeech.media import FRAMES_PER_S
 
 FOLDERS = ("pretrain", "trainval", "test")
+STAND_IN = "stand-in.txt"  # name of a corpus that only has LRS3's layout: its figures do not compare with LRS3's
 LAYOUT = "pretrain/, trainval/ and test/, each with SPEAKER/CLIP.mp4 and SPEAKER/CLIP.txt"
 ABOUT = (
     "LRS3 (talks with faces, by Oxford's Visual Geometry Group and the BBC's licence) is no longer handed out; who has "
@@ -97,7 +98,13 @@ def prepare(
         for clip in clips
     ]
     read = functools.partial(read_clip, max_frames=math.floor(max_s * FRAMES_PER_S))
-    write_splits(stage, clips, read, jobs=jobs, strict=strict, title="lrs3", left_out=left_out)
+    write_splits(stage, clips, read, jobs=jobs, strict=strict, title=corpus_of(corpus), left_out=left_out)
+
+
+def corpus_of(corpus: Path) -> str:
+    """`lrs3`, or what the maker of a stand-in in its layout wrote into STAND_IN."""
+    note = corpus / STAND_IN
+    return note.read_text(encoding="utf-8").strip() if note.is_file() else "lrs3"
 
 
 def find_clips(corpus: Path) -> tuple[list[Clip], list[tuple[str, str]]]:

@@ -68,6 +68,7 @@ def write_splits(
     """Turn the clips into cuts in `jobs` processes and write the four files and rejected.jsonl.
 
     Args:
+        title: the corpus; every cut carries it as `corpus`, so that figures can say what they were measured on.
         left_out: (item, reason) of what was set aside before: transcripts without clips.
 
     Raises:
@@ -83,6 +84,7 @@ def write_splits(
         work = functools.partial(_with_split, read, folder / "audio")
         for split, cuts in parallel_map(work, clips, jobs=jobs, rejects=rejects, title=title):
             for cut in cuts:
+                cut.custom = {**(cut.custom or {}), "corpus": title}
                 writers[split].write(cut)
                 counts[split] += 1
                 hours[split] += cut.duration / 3600

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from mmspeech import files
 from mmspeech.console import say
 from mmspeech.corpora import synth_face, synth_lips, synth_noise, synth_paint, synth_speech, synth_text, synth_video
+from mmspeech.corpora.lrs3 import STAND_IN
 from mmspeech.corpora.synth_speech import RATE_HZ, SILENCE, Mark
 from mmspeech.errors import UserError
 from mmspeech.seeds import numpy_rng
@@ -125,6 +126,7 @@ def prepare(
                 f"{out}: only {len(made)} of {len(clips)} clips could be made; "
                 f"the first reason: {(folder / 'rejected.jsonl').read_text().splitlines()[0]}"
             )
+        (folder / "lrs3" / STAND_IN).write_text(f"synth {vocabulary}\n", encoding="utf-8")
         if vocabulary == "commands":
             write_translations(folder / "translations.tsv", made)
     for split in SPLITS:

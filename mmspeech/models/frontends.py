@@ -1,7 +1,7 @@
 """One front-end per kind of stream: (n, T, ...) as the reader gives it -> (n, T, D) features at 25 Hz.
 
 A new modality costs a class here (often none: `linear` takes any vectors), one line in FRONTENDS, a reader in
-`data/`, and lines of YAML.
+`data/`, and lines of YAML. `item_shape` and `item_dtype` say what a frame is as the reader gives it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ class LinearFrontend(nn.Module):
 
     def __init__(self, dim: int, size: int) -> None:
         super().__init__()
-        self.item_shape = (size,)
+        self.item_shape, self.item_dtype = (size,), torch.float32
         self.project = nn.Linear(size, dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class LipFrontend(nn.Module):
         activation: Activation = "prelu",
     ) -> None:
         super().__init__()
-        self.item_shape = (crop, crop)
+        self.item_shape, self.item_dtype = (crop, crop), torch.uint8
         self.resnet = LipResNet(stem, widths, blocks, activation)
         self.project = nn.Linear(self.resnet.dim, dim)
 

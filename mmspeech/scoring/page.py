@@ -59,6 +59,7 @@ td i { display: block; height: 3px; margin: 0.3rem 0 0 auto; background: var(--a
 .floor th, .floor td b { color: var(--soft); font-weight: 400; }
 .floor td i { background: var(--line); }
 .note { color: var(--soft); font-size: 0.875rem; max-width: 46rem; }
+.plot { max-width: 100%; border-radius: 6px; background: #ffffff; }
 svg { height: auto; display: block; }
 .clip { margin: 0 0 1.25rem; padding: 1rem; background: var(--card); }
 .clip { border: 1px solid var(--line); border-radius: 10px; }

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from mmspeech.scoring.table import ANY, Score, column_order, split_noise
 # Colours that stand for the page's own (CSS variables), so that one picture suits light and dark.
 INK, FAINT = "#010203", "#040506"
 COLOURS = ("#3b6fd4", "#d9742b", "#2e9e6b", "#b0489c", "#8a7a2f", "#5f6b7a")  # readable on white and on black
+MARKERS = "o^sD"
+LEGEND = 24  # groups that a legend names
 POINTS = 300  # per curve: a pre-training run logs many thousands, and the file should stay small
 
 
@@ -100,6 +103,66 @@ def rate_over_snr(scores: Sequence[Score]) -> str:
         axes.legend(fontsize=7, frameon=False, labelcolor=INK)
         _plain(axes)
     return to_svg(figure, "Word error rate over signal-to-noise ratio")
+
+
+def heat_map(
+    panels: Mapping[str, tuple[Sequence[str], Sequence[str], np.ndarray]], rows: str, columns: str, title: str
+) -> Figure:
+    """Tables of figures as coloured cells, one panel each: name -> (names of rows, of columns, values (rows, columns)).
+
+    All panels share one scale of colours, so that they compare.
+    """
+    every = np.concatenate([values.ravel() for _, _, values in panels.values()])
+    low, high = float(np.nanmin(every)), max(float(np.nanmax(every)), float(np.nanmin(every)) + 1e-6)
+    figure = Figure(figsize=(1.2 + 2.8 * len(panels), 2.9), layout="constrained")
+    for axes, (name, (down, across, values)) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True
+    ):
+        axes.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            bright = (value - low) / (high - low) > 0.6
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color="black" if bright else "white")
+        axes.set_xticks(range(len(across)), across)
+        axes.set_yticks(range(len(down)), down)
+        axes.set_title(f"{name}: {title}", loc="left", fontsize=9, color=INK)
+        axes.set_xlabel(columns, fontsize=8, color=INK)
+        axes.set_ylabel(rows, fontsize=8, color=INK)
+        axes.tick_params(labelsize=8, colors=INK, length=0)
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def scatter(x: Sequence[float], y: Sequence[float], colourings: Mapping[str, Sequence[str]], title: str) -> Figure:
+    """Points in two dimensions, once for each colouring: what it is called -> each point's group.
+
+    Of more than LEGEND groups, the legend names the largest.
+    """
+    figure = Figure(figsize=(5.2 * len(colourings), 4.4), layout="constrained")
+    for axes, (what, groups) in zip(
+        np.atleast_1d(figure.subplots(1, len(colourings))), colourings.items(), strict=True
+    ):
+        names = [name for name, _ in Counter(groups).most_common()]
+        cycle = COLOURS if len(names) <= len(COLOURS) else matplotlib.colormaps["tab20"].colors
+        for place, name in enumerate(names):
+            inside = np.array([group == name for group in groups])
+            label = name if place < LEGEND else None
+            marker = MARKERS[place // len(cycle) % len(MARKERS)]  # colours come again
+            axes.scatter(
+                np.asarray(x)[inside], np.asarray(y)[inside], s=7, alpha=0.7, color=cycle[place % len(cycle)],
+                linewidths=0, label=label, marker=marker,
+            )  # fmt: skip
+        axes.legend(fontsize=7, frameon=False, markerscale=2, labelcolor=INK, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.set_title(f"{title}, coloured by {what}", loc="left", fontsize=9, color=INK)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_facecolor("none")
+        axes.spines[:].set_color(FAINT)
+    return figure
+
+
+def to_png(figure: Figure, path: Path) -> None:
+    """Write the figure as a picture on white, where INK is all but black."""
+    figure.savefig(path, format="png", dpi=150, facecolor="white", metadata={"Software": None})
 
 
 def thinned(curve: np.ndarray) -> np.ndarray:

@@ -4,15 +4,19 @@
     phone purity    sum_unit max_phone p(phone, unit)    accuracy of naming each unit by its most frequent phone
     cluster purity  sum_phone max_unit p(phone, unit)    the same the other way round
 
-Phone purity grows with the number of units, cluster purity falls: read them together.
+Phone purity grows with the number of units, cluster purity falls: read them together. PNMI is no mean over utterances,
+but a function of sums of counts: its interval comes from resampled utterances all the same.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
+from scipy.special import xlogy
 
 from mmspeech.errors import BadItem
+from mmspeech.scoring import bootstrap
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class JointCounts:
         phones, units = joint.sum(1), joint.sum(0)
         information = _entropy(phones) + _entropy(units) - _entropy(joint.ravel())
         return Agreement(
-            pnmi=float(information / _entropy(phones)) if _entropy(phones) > 0 else 0.0,
+            pnmi=max(float(information / _entropy(phones)), 0.0) if _entropy(phones) > 0 else 0.0,  # not -1e-17
             phone_purity=float(joint.max(0).sum()),
             cluster_purity=float(joint.max(1).sum()),
             frames=total,
@@ -85,6 +89,43 @@ def phones_of_frames(
         for frame in range(*np.searchsorted(centres, [start, end])):
             phones[frame] = phone
     return phones
+
+
+def resampled(
+    phones: Sequence[np.ndarray], units: Sequence[np.ndarray], *, seed: int = 0, resamples: int = bootstrap.RESAMPLES
+) -> np.ndarray:
+    """PNMI in resamples of N utterances: (R,), nan where a resample has only one phone.
+
+    Args:
+        phones: N arrays (T,) of phones as whole numbers from 0; every frame has one.
+        units: N arrays (T,), one for each frame.
+    """
+    lengths = [len(one) for one in phones]
+    phone, unit = (np.concatenate(arrays).astype(np.int64) for arrays in (phones, units))
+    cells, place = np.unique(phone * (int(unit.max(initial=0)) + 1) + unit, return_inverse=True)
+    utterance = np.repeat(np.arange(len(lengths)), lengths)
+    # (N, cells): few of the phones x units meet in an utterance.
+    joint = sparse.csr_matrix((np.ones(len(place)), (utterance, place)), shape=(len(lengths), len(cells)))
+    of_phone, of_unit = (_groups(one) for one in np.divmod(cells, int(unit.max(initial=0)) + 1))
+    found = []
+    for counts in bootstrap.draws(len(lengths), seed=seed, resamples=resamples, width=len(cells)):
+        tables = counts @ joint  # (B, cells)
+        information = _information(tables @ of_phone)
+        shared = np.maximum(information + _information(tables @ of_unit) - _information(tables), 0.0)
+        found.append(np.divide(shared, information, out=np.full(len(tables), np.nan), where=information > 0))
+    return np.concatenate(found)
+
+
+def _groups(names: np.ndarray) -> sparse.csr_matrix:
+    """(cells, groups): 1 where a cell belongs to a group."""
+    groups, place = np.unique(names, return_inverse=True)
+    return sparse.csr_matrix((np.ones(len(place)), (np.arange(len(place)), place)), shape=(len(place), len(groups)))
+
+
+def _information(counts: np.ndarray) -> np.ndarray:
+    """Entropy in nats of each row of counts (B, C) -> (B,)."""
+    total = counts.sum(1)
+    return np.log(total) - xlogy(counts, counts).sum(1) / total
 
 
 def _entropy(p: np.ndarray) -> float:

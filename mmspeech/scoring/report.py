@@ -1,14 +1,15 @@
-"""The report of experiments as one self-contained page: table, WER over SNR, curves, and clips with what was heard.
+"""The report of experiments as one self-contained page: tables, plots, curves, and clips with what was heard.
 
     report/index.html   no scripts, no other files: it can be mailed
 
-Everything on it comes from files: score.json, metrics.jsonl, ref.jsonl, hyp.jsonl, and the mouth frames of a few cuts.
+Everything on it comes from files: score.json, codebooks.json, metrics.jsonl, ref.jsonl, hyp.jsonl, and the mouth
+frames of a few cuts.
 """
 
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import cv2
 import numpy as np
 
 from mmspeech import __version__, files
-from mmspeech.scoring import page, plots, table, wer
+from mmspeech.scoring import against, codebooks, page, plots, table, wer
 from mmspeech.seeds import numpy_rng
 
 FRAMES = 7  # of each clip's picture strip
@@ -32,16 +33,28 @@ class Clip:
     strip: np.ndarray | None = None  # (H, FRAMES * W) uint8
 
 
-def write(folders: Sequence[Path], scores: Sequence[table.Score], clips: Sequence[Clip], out: Path) -> Path:
-    """Write the page into the folder `out`; returns its path."""
+def write(
+    folders: Sequence[Path],
+    scores: Sequence[table.Score],
+    clips: Sequence[Clip],
+    out: Path,
+    compared: Sequence[against.Beside] = (),
+) -> Path:
+    """Write the page into the folder `out`; returns its path.
+
+    Args:
+        compared: rows of papers' tables with our systems beside them.
+    """
     scores = table.in_every_noise(table.with_distinct_labels(scores))
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
     curves = training_curves(folders)
     made = table.tables(scores)
     sections = [
         ("Error rates", "".join(map(table_html, made)) + page.READING + "".join(map(note_html, table.notes(made)))),
+        ("Beside the paper", "".join(map(against_html, compared))),
         ("Word error rate over noise", figure_html(plots.rate_over_snr(scores))),
         ("Clips of the test set", "".join(clip_html(clip) for clip in clips)),
+        ("Codebooks and features", codebooks_html(folders)),
         ("Training", "".join(f"<h3>{html.escape(name)}</h3>{figure_html(svg)}" for name, svg in curves.items())),
     ]
     body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
@@ -112,6 +125,37 @@ def table_html(one: table.Table) -> str:
     )
 
 
+def against_html(one: against.Beside) -> str:
+    """A row of a paper's table, and ours."""
+    heads = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in against.headings(one))
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th>{"".join(f"<td>{html.escape(cell)}</td>" for cell in cells)}</tr>'
+        for name, *cells in against.lines(one)
+    )
+    return (
+        f'<div class="wide"><table><caption>{html.escape(against.title(one))}</caption>'
+        f'<thead><tr><th scope="col"></th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+        + "".join(map(note_html, against.notes(one)))
+    )
+
+
+def codebooks_html(folders: Sequence[Path]) -> str:
+    """PNMI of all models that were measured, as a picture, and the t-SNE of each."""
+    paths = list(dict.fromkeys(path for folder in folders for path in table.visible(folder, "codebooks.json")))
+    if not paths:
+        return ""
+    found = [codebooks.load(path) for path in paths]
+    if len({one.label for one in found}) < len(found):
+        found = [replace(one, label=str(path.parent)) for path, one in zip(paths, found, strict=True)]
+    pictures = ""
+    for path, one in zip(paths, found, strict=True):
+        if (picture := path.with_name("tsne.png")).is_file():
+            what = f"t-SNE of the features of {one.label}"
+            pictures += f'<figure><img class="plot" src="{data_url(picture)}" alt="{html.escape(what)}"></figure>'
+    heat = figure_html(plots.to_svg(codebooks.heat_map(found), "PNMI of features under codebooks"))
+    return heat + "".join(map(note_html, codebooks.notes(found))) + pictures
+
+
 def note_html(line: str) -> str:
     return f'<p class="note">{html.escape(line)}</p>'
 
@@ -163,8 +207,16 @@ def figure_html(svg: str) -> str:
 
 def png(picture: np.ndarray) -> str:
     """A grey picture (H, W) uint8 as a data URL."""
-    encoded = cv2.imencode(".png", picture)[1]
-    return "data:image/png;base64," + base64.b64encode(encoded.tobytes()).decode()
+    return _as_url(cv2.imencode(".png", picture)[1].tobytes())
+
+
+def data_url(file: Path) -> str:
+    """A PNG file as a data URL."""
+    return _as_url(file.read_bytes())
+
+
+def _as_url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def fill_strips(clips: Sequence[Clip], frames: Mapping[str, np.ndarray]) -> None:

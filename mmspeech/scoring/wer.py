@@ -77,11 +77,16 @@ def score_folder(folder: Path, *, seed: int = 0, resamples: int = bootstrap.RESA
 
 def decode_stage(folder: Path, settings: dict[str, object]) -> files.Stage:
     """The stage that makes a folder's score.json from its texts. Raises UserError if it is no decode folder."""
+    check_is_decoded(folder)
+    inputs = [folder / name for name in ("ref.jsonl", "hyp.jsonl", "decode.json")]
+    return files.Stage(folder / "score.json", inputs, settings)
+
+
+def check_is_decoded(folder: Path) -> None:
+    """Raise UserError if it is no decode folder."""
     for name in ("ref.jsonl", "hyp.jsonl", "decode.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name} in there; give a folder that `mmspeech decode` wrote")
-    inputs = [folder / name for name in ("ref.jsonl", "hyp.jsonl", "decode.json")]
-    return files.Stage(folder / "score.json", inputs, settings)
 
 
 def summary(
@@ -113,12 +118,19 @@ def summary(
 
 def rate_interval(counts: Sequence[Errors], *, seed: int = 0, resamples: int = bootstrap.RESAMPLES) -> Interval:
     """The interval of the error rate in percent."""
-
-    def rate(sums: np.ndarray) -> np.ndarray:
-        return 100 * np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
-
     rows = np.array([[errors.total, errors.length] for errors in counts])
-    return bootstrap.interval(rows, rate, seed=seed, resamples=resamples)
+    return bootstrap.interval(rows, rates, seed=seed, resamples=resamples)
+
+
+def rates(sums: np.ndarray) -> np.ndarray:
+    """Error rates in percent of sums of errors and words, nan without a word: (R, 2) -> (R,)."""
+    return 100 * np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
+
+
+def utterance_rows(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+    """What each utterance adds to the word error rate: errors and words, (N, 2)."""
+    counts = [count(words_of(r), words_of(h)) for r, h in zip(references, hypotheses, strict=True)]
+    return np.array([[errors.total, errors.length] for errors in counts])
 
 
 def count(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
@@ -189,6 +201,7 @@ def aligned_text(decoded: Decoded, score: dict[str, object]) -> str:
 
 def read_decoded(folder: Path) -> Decoded:
     """Read a decode folder; says how many references or hypotheses are empty. Raises UserError if it is unsound."""
+    check_is_decoded(folder)
     references = read_texts(folder / "ref.jsonl")
     hypotheses = read_texts(folder / "hyp.jsonl")
     if missing := [key for key in references if key not in hypotheses]:

@@ -59,12 +59,17 @@ def rehearse(
         raise UserError(
             f"the longest batch ({size}) does not fit into memory ({reason}); lower data.max_batch_s or data.max_s"
         ) from error
+    line = f"longest batch ({size}): peak memory {peak_gib(device):.2f} GiB"
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.empty_cache()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f"longest batch ({size}): peak memory {peak / 2**30:.2f} GiB"
+    return line
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most memory that the device has held so far; on the CPU, this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
 @contextlib.contextmanager

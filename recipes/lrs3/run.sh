@@ -4,6 +4,7 @@
 #   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --nproc 8 --conf recipes/lrs3/conf/uhubert/large-lrs3.yaml
 #   recipes/lrs3/run.sh --corpus grid --data /data/grid --stage 3 --stop-stage 4
 #   recipes/lrs3/run.sh --corpus clips --data my_videos --init base_vox_iter5.pt     own clips on a published model
+#   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --musan /data/musan --row recipes/lrs3/conf/uhubert/rows/FILE
 # Every stage may be run again: what is current is not made again, and training goes on where it stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -15,6 +16,8 @@ landmarks=       # folder of face landmarks; without it they are detected (bin/s
 exp=exp          # folder for everything that is made
 conf=            # plan: iterations, fine-tunings, tests; by default conf/uhubert/CORPUS.yaml
 init=            # start from this model, without pre-training: a published checkpoint (.pt), or a folder of ours
+row=             # a row of a paper's table, conf/uhubert/rows/*.yaml, in place of --conf: rows share their pre-training
+dry_run=no       # only build the models, take one update on an invented clip, say sizes and memory: no corpus needed
 nproc=1          # training processes on this machine, one per GPU
 jobs=            # processes that prepare and extract; by default one per core
 babbles=         # mixtures of 30 voices; by default 10000, for synth 150
@@ -24,9 +27,18 @@ alignments=      # only lrs3: folder of TextGrid or CTM files with phones, to me
 source "$here/../../bin/stages.sh" "$@"   # reads the options above, --stage, --stop-stage, --help; defines begin_stage
 case $corpus in synth | lrs3 | grid | clips) ;; *) stop "--corpus $corpus: expected synth, lrs3, grid or clips" ;; esac
 jobs=${jobs:-$(getconf _NPROCESSORS_ONLN)}
+[ -z "$row" ] || [ -z "$conf$init" ] || stop "--row $row: a row is a plan of its own; leave --conf and --init out"
 plan=$corpus
 [ -z "$init" ] || [[ $corpus != clips && $corpus != grid ]] || plan=init
-conf=${conf:-$here/conf/uhubert/$plan.yaml}
+conf=${row:-${conf:-$here/conf/uhubert/$plan.yaml}}
+domain=$([ -z "$row" ] || plan labelled_corpus)
+[ "${domain:-LRS3}" = LRS3 ] || stop "--row $row: is tuned on $domain; that is what recipes/librispeech/run.sh does"
+pretrained=$(plan pretrain)
+finetuned=$(plan finetune)
+last=$(printf '%s' "$pretrained" | grep -c . || true)   # number of iterations; 0: a row without pre-training
+folders=$([ -z "$row" ] || plan folders)
+iter() { if [ -n "$row" ]; then echo "$exp/$(sed -n "$1p" <<< "$folders")"; else echo "$exp/iter$1"; fi; }
+recognizer() { basename "${row:-$1}" .yaml; }   # its folder and label; a row has one
 noise=$(plan noise)
 noisy=$(plan "noisy${init:+-finetune}" | sed -n 1p)
 [ "$corpus" = lrs3 ] || [ -z "$valid_ids$alignments" ] || stop "--valid-ids and --alignments are for --corpus lrs3; leave them out"
@@ -35,10 +47,10 @@ if [ "$corpus" = synth ]; then
   data=$exp/corpus/lrs3 musan=$exp/corpus/musan landmarks=$exp/corpus/landmarks alignments=$exp/corpus/alignments
   babbles=${babbles:-150}
 fi
-[ -n "$data" ] || stop "--data: the folder of corpus $corpus is missing; give it, or leave --corpus out"
+[ -n "$data" ] || [ "$dry_run" = yes ] || stop "--data: the folder of corpus $corpus is missing; give it, or leave --corpus out"
 # Now, not after the days until that file's turn.
-[ -n "$musan" ] || [ -z "$noisy" ] || [ "$stage" -gt 6 ] || stop "--musan: missing, but $noisy trains with noise; give MUSAN's folder, or a --conf without noise"
-if [ "$corpus" != synth ] && [ -z "$landmarks" ] && [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ] && ! python -c "import mediapipe" 2> /dev/null; then
+[ -n "$musan" ] || [ -z "$noisy" ] || [ "$stage" -gt 6 ] || [ "$dry_run" = yes ] || stop "--musan: missing, but $noisy trains with noise; give MUSAN's folder, or a --conf without noise"
+if [ "$corpus" != synth ] && [ -z "$landmarks" ] && [ "$dry_run" = no ] && [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ] && ! python -c "import mediapipe" 2> /dev/null; then
   echo "no MediaPipe: pictures cannot be cropped, videos will stop at stage 2; run bin/setup synth video, or give --landmarks" >&2
 fi
 if [ -z "$musan" ] && [ "$noise" != clean ]; then
@@ -48,18 +60,29 @@ fi
 # From here on only ends of lines separate words, and no pattern is looked up: paths may hold anything else.
 IFS=$'\n'
 set -f
+if [ "$dry_run" = yes ]; then
+  sizes=$(tail -n 1 <<< "$pretrained")
+  for file in $(sort -u <<< "$pretrained"); do echo "$file" >&2; mmspeech pretrain "$file" "$exp" --dry-run; done
+  for file in $finetuned; do echo "$file" >&2; mmspeech finetune "$file" "$exp" --encoder "${sizes:-$(plan encoder)}" --dry-run; done
+  exit
+fi
 words() { tr -s ' ,' '\n'; }
-last=$(plan pretrain | grep -c . || true)
-encoder=$exp/iter$last/encoder   # what is fine-tuned
-if [ -n "$init" ]; then
+if [ -n "$init" ]; then   # what is fine-tuned
   [ -e "$init" ] || stop "--init: $init is not there; give a published checkpoint, or the folder of an encoder or a recognizer"
   encoder=$init
   # Now, so that a file that cannot be read is told before the hours that clips take.
   [ -d "$init" ] || { encoder=$exp/init; mmspeech import "$init" "$encoder"; }
-elif [ "$last" = 0 ]; then
+elif [ "$last" -gt 0 ]; then
+  encoder=$(iter "$last")/encoder
+elif [ -n "$row" ]; then
+  encoder=$(plan encoder)   # its sizes: nothing is pre-trained
+else
   stop "--init: missing, and $conf has no pre-training; give a model to start from, or a plan with pretrain:"
 fi
-begun() { [ -n "$init" ] && echo "$1: skipped, --init $init is the model" >&2; }
+trains() {   # whether there is pre-training to do
+  [ -z "$init" ] || { echo "$1: skipped, --init $init is the model" >&2; return 1; }
+  [ "$last" -gt 0 ]
+}
 speech="pretrain trainval valid"   # what is pre-trained on, and validated on
 files() { for name in $(words <<< "$2"); do echo "$1/cuts_$name.jsonl.gz"; done; }
 quoted() { sed "s/'/''/g; s/.*/'&'/"; }                       # lines as YAML text
@@ -101,38 +124,42 @@ if begin_stage 2 "mouth tracks"; then
   mmspeech extract mouth $(files "$exp/data" "$speech test") "$exp/mouth" --jobs "$jobs" ${found[@]+"${found[@]}"}
 fi
 
-if begin_stage 3 "first units: k-means on MFCC frames" && ! begun "first units"; then
-  mmspeech extract features $(files "$exp/mouth" "$speech") "$exp/iter1/features" --feature mfcc
-  mmspeech cluster fit $(files "$exp/iter1/features" "pretrain trainval") "$exp/iter1/codebook" --clusters "$(plan clusters | sed -n 1p)" $(plan cluster | words)
-  mmspeech cluster label $(files "$exp/iter1/features" "$speech") "$exp/iter1/codebook" "$exp/iter1/units" --name km
+if begin_stage 3 "first units: k-means on MFCC frames" && trains "first units"; then
+  at=$(iter 1)
+  mmspeech extract features $(files "$exp/mouth" "$speech") "$at/features" --feature mfcc
+  mmspeech cluster fit $(files "$at/features" "pretrain trainval") "$at/codebook" --clusters "$(plan clusters | sed -n 1p)" $(plan cluster | words)
+  mmspeech cluster label $(files "$at/features" "$speech") "$at/codebook" "$at/units" --name km
 fi
 
 pretrain() {   # iteration, its configuration
-  settings "$exp/iter$1/units/cuts_valid.jsonl.gz"
-  train pretrain "$2" "$exp/iter$1" --set "data.cuts=$(files "$exp/iter$1/units" "pretrain trainval" | listed)" \
+  local at
+  at=$(iter "$1")
+  settings "$at/units/cuts_valid.jsonl.gz"
+  train pretrain "$2" "$at" --set "data.cuts=$(files "$at/units" "pretrain trainval" | listed)" \
     --set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")" "${common[@]}"
 }
 
-if begin_stage 4 "pre-training, iteration 1" && ! begun "iteration 1"; then
-  pretrain 1 "$(plan pretrain | sed -n 1p)"
+if begin_stage 4 "pre-training, iteration 1" && trains "iteration 1"; then
+  pretrain 1 "$(sed -n 1p <<< "$pretrained")"
 fi
 
-if begin_stage 5 "pre-training, further iterations: features of the last one, units, training" && ! begun "further iterations"; then
+if begin_stage 5 "pre-training, further iterations: features of the last one, units, training" && trains "further iterations"; then
   for i in $(seq 2 "$last"); do
-    mmspeech extract features $(files "$exp/mouth" "$speech") "$exp/iter$i/features" --encoder "$exp/iter$((i - 1))/encoder" --layer "$(plan units | sed -n "${i}p")"
-    mmspeech cluster fit $(files "$exp/iter$i/features" "pretrain trainval") "$exp/iter$i/codebook" --clusters "$(plan clusters | sed -n "${i}p")" $(plan cluster | words)
-    mmspeech cluster label $(files "$exp/iter$i/features" "$speech") "$exp/iter$i/codebook" "$exp/iter$i/units" --name km
-    pretrain "$i" "$(plan pretrain | sed -n "${i}p")"
+    at=$(iter "$i")
+    mmspeech extract features $(files "$exp/mouth" "$speech") "$at/features" --encoder "$(iter $((i - 1)))/encoder" --layer "$(plan units | sed -n "${i}p")"
+    mmspeech cluster fit $(files "$at/features" "pretrain trainval") "$at/codebook" --clusters "$(plan clusters | sed -n "${i}p")" $(plan cluster | words)
+    mmspeech cluster label $(files "$at/features" "$speech") "$at/codebook" "$at/units" --name km
+    pretrain "$i" "$(sed -n "${i}p" <<< "$pretrained")"
   done
 fi
 
 if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; then
   settings "$exp/mouth/cuts_valid.jsonl.gz"
   number=0
-  for file in $(plan finetune); do
+  for file in $finetuned; do
     number=$((number + 1))
     labelled=$(plan labelled | sed -n "${number}p")   # trainval or pretrain+trainval
-    train finetune "$file" "$exp/$(basename "$file" .yaml)" --encoder "$encoder" \
+    train finetune "$file" "$exp/$(recognizer "$file")" --encoder "$encoder" \
       --set "data.cuts=$(files "$exp/mouth" "${labelled//+/ }" | listed)" "${common[@]}"
   done
 fi
@@ -149,12 +176,15 @@ if begin_stage 7 "decoding the test set: every recognizer, streams and noise" &&
   if [ -n "$init" ] && [ -e "$encoder/model.safetensors" ]; then
     decode "$encoder" as-given   # a recognizer, before it was tuned
   fi
-  for file in $(plan finetune); do
-    decode "$exp/$(basename "$file" .yaml)/model" "$(basename "$file" .yaml)"
+  for file in $finetuned; do
+    name=$(recognizer "$file")
+    decode "$exp/$name/model" "$name"
   done
 fi
 
 if begin_stage 8 "word error rates, table and report" && tested scoring; then
   mmspeech score floor "$exp/mouth/cuts_trainval.jsonl.gz" "$exp/mouth/cuts_test.jsonl.gz" "$exp/floor"
-  mmspeech score report "$exp" --cuts "$exp/mouth/cuts_test.jsonl.gz"
+  paper=()
+  [ -z "$row" ] || paper=(--against "$row")
+  mmspeech score report "$exp" --cuts "$exp/mouth/cuts_test.jsonl.gz" ${paper[@]+"${paper[@]}"}
 fi

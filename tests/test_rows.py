@@ -1,0 +1,284 @@
+"""Row files: the paper's figures as printed, files that exist and can be run, ours beside theirs, run.sh --row."""
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from cuts import FINETUNE, PRETRAIN, command, write_run
+from test_run_sh import recipe, write_splits  # noqa: F401  (a fixture)
+from test_scoring import decoded
+
+from mmspeech import config as configs
+from mmspeech import plan
+from mmspeech.cli import finetune, pretrain, score
+from mmspeech.errors import UserError
+from mmspeech.scoring import against, table, wer
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "recipes/lrs3/conf/uhubert"
+ROWS = sorted((CONF / "rows").glob("*.yaml"))
+FIVE = (("av", "clean"), ("av", "babble:0"), ("a", "clean"), ("a", "babble:0"), ("v", "clean"))
+
+
+def test_every_row_of_the_paper_has_a_file():
+    """Tables 2-6 as far as they are ours or AV-HuBERT's, the points of Figure 4, both models of Table 1."""
+    tables = [plan.load_row(file).table for file in ROWS]
+    counts = {name: tables.count(name) for name in dict.fromkeys(tables)}
+    assert counts == {
+        "Figure 4": 8, "Table 1": 2, "Table 2": 12, "Table 3": 2, "Table 4": 7, "Table 5": 9, "Table 6": 12,
+    }  # fmt: skip
+    assert len({plan.load_row(file).title for file in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize("file", ROWS, ids=lambda file: file.stem)
+def test_a_row_names_files_that_load_and_fit_each_other(file):
+    """The encoder's streams hold those that are tuned on; codebooks have the size that the pre-training predicts."""
+    row = plan.load_row(file)
+    for name, clusters in zip(row.pretrain, row.clusters, strict=True):
+        run = configs.load(file.parent / name, pretrain.UHubertRun)
+        assert run.objective.num_units == clusters, name
+    encoder = configs.load(file.parent / (row.encoder or row.pretrain[-1]), pretrain.UHubertRun)
+    for name in row.finetune:
+        tree = configs.read(file.parent / name)
+        run = configs.build(tree, finetune.RUNS[tree["task"]][0], file)
+        assert set(run.streams) <= set(encoder.model.streams)
+        assert run.pretrained == bool(row.pretrain)
+        assert (row.metric == "bleu") == (tree.get("text", "transcript") != "transcript")
+        assert f"{row.hours:g}h" in Path(name).stem, name
+        if row.labelled_corpus == "LRS3":
+            assert row.labelled == [{30: "trainval", 433: "pretrain+trainval"}[row.hours]]
+
+
+@pytest.mark.parametrize("file", ROWS, ids=lambda file: file.stem)
+def test_printed_means_are_those_of_the_printed_figures(file):
+    """A slip in a figure would show; the paper's own rounding leaves a tenth or so. Where one is a cross: no mean."""
+    row = plan.load_row(file)
+    figures = [row.paper[streams][noise] for streams, noise in FIVE if noise in row.paper.get(streams, {})]
+    if row.average is not None:
+        assert len(figures) == 5 and sum(figures) / 5 == pytest.approx(row.average, abs=0.13)
+    elif row.table in ("Table 2", "Table 5", "Table 6"):
+        assert 1 <= len(figures) < 5
+    assert set(row.paper) <= set(row.modality.split(",")), "the figures' streams are decoded"
+    noises = {noise for per_noise in row.paper.values() for noise in per_noise}
+    assert noises <= set(row.noise.split(",")), "and under the figures' noise"
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"), [("Table 2", 6), ("Table 3", 5), ("Table 4", 3), ("Table 5", 6), ("Table 6", 6)]
+)
+def test_figures_are_exactly_the_papers(shared, name, columns):
+    """Read from the text of the paper, row by row, crosses left out; nothing is added and nothing is missing.
+
+    Of Table 4 the rows of u-HuBERT and of AV-HuBERT.
+    """
+    text = (shared / "papers/u-hubert.txt").read_text(encoding="utf-8")
+    printed = []
+    for line in text[text.index(f"{name}:") :].splitlines()[1:]:
+        cells = line.split("\t")
+        ours_or_avhubert = name != "Table 4" or line.startswith(("u-HuBERT", "[Shi"))
+        if len(cells) >= columns + 3 and re.fullmatch(r"[\d.]+|✗", cells[-1].strip()) and ours_or_avhubert:
+            printed.append([float(cell) for cell in cells[-columns:] if cell.strip() != "✗"])
+        elif printed and not line.strip():
+            break
+    ours = []
+    for row in (plan.load_row(file) for file in ROWS):
+        if row.table == name:
+            figures = [row.paper[streams][noise] for streams, noise in FIVE if noise in row.paper.get(streams, {})]
+            ours.append(figures + ([row.average] if row.average is not None else []))
+    assert len(printed) == len(ours) and sorted(printed) == sorted(ours)
+
+
+def test_pnmi_is_exactly_the_papers(shared):
+    """Table 1: a line per codebook, three figures with modality dropout, three without."""
+    text = (shared / "papers/u-hubert.txt").read_text(encoding="utf-8")
+    drop, plain = (plan.load_row(CONF / f"rows/table1-{name}.yaml").pnmi for name in ("drop", "plain"))
+    for codebook, start in (("union", "$\\cup_m C^m$"), ("av", "C^{av}"), ("a", "C^a"), ("v", "C^v")):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{start}\t")]
+        printed = [float(cell) for cell in line.split("\t")[1:7]]
+        assert printed == [*drop[codebook].values(), *plain[codebook].values()]
+
+
+def test_rows_share_the_iterations_that_they_have_in_common():
+    """Same folders for all rows of one pre-training; with and without modality dropout all but the last."""
+    folders = {file.stem: plan.folders(plan.load_row(file), file.parent) for file in ROWS}
+    assert folders["table2-drop-a"] == folders["table2-drop-v"] == folders["table5-drop-av"]
+    drop, plain = folders["table2-drop-a"], folders["table2-plain-a"]
+    assert drop[:4] == plain[:4] and drop[4] != plain[4] and len(set(drop)) == 5
+    assert folders["table2-none-a"] == []
+    assert not set(folders["table6-p100-a"]) & set(drop)
+
+
+def test_what_is_no_row_is_refused_with_the_reason(tmp_path):
+    good = {"table": "Table 2", "row": "a", "pretrain": [], "units": [], "clusters": [], "finetune": ["x.yaml"]}
+    for change, message in (
+        ({}, "encoder: is for rows without pre-training"),
+        ({"encoder": "e.yaml", "finetune": ["x.yaml", "y.yaml"]}, "2 files; a row is one recognizer"),
+        ({"encoder": "e.yaml", "tolerance": -1}, "tolerance: -1"),
+        ({"encoder": "e.yaml", "tolerence": 1}, "`tolerence` is not a setting of Row; did you mean `tolerance`"),
+        ({"encoder": "e.yaml", "paper": {"av": 3}}, "`paper.av` is 3"),
+    ):
+        (tmp_path / "row.yaml").write_text(yaml.safe_dump(good | change))
+        with pytest.raises(UserError, match=message):
+            plan.load_row(tmp_path / "row.yaml")
+    with pytest.raises(UserError, match="`table` of Row has no default"):
+        plan.load_row(CONF / "synth.yaml")
+
+
+def experiment(folder, corpus="lrs3", hours=433.0, name="ours"):
+    """A system that was pre-trained on 1759 h, tuned on so many and decoded, as the stages record it."""
+
+    def cuts(path, seconds):
+        line = {"id": "a", "duration": seconds, "custom": {"corpus": corpus}}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(path, "wt") as file:
+            file.write(json.dumps(line) + "\n")
+        return str(path)
+
+    def record(place, inputs, data, **settings):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "stage.json").write_text(json.dumps({"inputs": dict.fromkeys(inputs, ""), "settings": settings}))
+        (place / "data.json").write_text(json.dumps({"cuts": [data], "max_items": None}))
+        return str(place)
+
+    unlabelled = cuts(folder / "cuts_pretrain.jsonl.gz", 1759 * 3600)
+    encoder = record(folder / "iter5/encoder", [unlabelled], unlabelled)
+    labelled = cuts(folder / "cuts_trainval.jsonl.gz", hours * 3600)
+    model = record(folder / name / "model", [encoder, labelled], labelled, pretrained=True)
+    test = cuts(folder / "cuts_test.jsonl.gz", 10)
+    pairs = [("a b c d e f g h i j", "a b c d e f g h i x")] * 10 + [
+        ("a b c d e f g h i j", "a b c d e f g h i j")
+    ] * 90
+    for streams, noise in FIVE:
+        place = folder / name / f"decode/test-{streams}-{noise.replace(':', '')}"
+        decoded(place, pairs, modality=streams, noise=noise, noise_hash=None if noise == "clean" else "ab" * 8)
+        (place / "stage.json").write_text(json.dumps({"inputs": {model: "", test: ""}, "settings": {}}))
+        wer.score_folder(place)
+    return folder
+
+
+ROW = CONF / "rows/table2-drop-av-drop.yaml"  # 1.3 4.6 1.5 20.5 29.1, mean 11.4
+
+
+def test_ours_theirs_and_the_difference_stand_below_each_other(tmp_path, mmspeech):
+    """1 % each; more apart than the tolerance is marked; the mean is that of the printed columns."""
+    exp = experiment(tmp_path / "exp")
+    done = mmspeech("score", "table", exp, "--against", ROW)
+    assert done.returncode == 0, done.stderr
+    text = (exp / "report/against.md").read_text()
+    head, _, paper, ours, apart = text.splitlines()[:5]
+    assert "Table 2: PT with mod-drop; FT on AV with mod-drop (WER in %) | AV clean | AV babble 0 dB" in head
+    assert paper == "| paper | 1.3 | 4.6 | 1.5 | 20.5 | 29.1 | 11.4 |"
+    assert ours.startswith("| ours | 1.0 [") and ours.endswith("| 1.0 |")
+    assert apart == "| difference | -0.3 | -3.6* | -0.5 | -19.5* | -28.1* | -10.4* |"
+    assert "Paper: LRS3, 433 h of labels, 1759 h without. *: more than 1 apart." in text
+    assert "ours: lrs3, 433 h of labels, 1759 h without.\n" in text
+    assert "difference" in done.stdout
+    lines = [line.split("\t") for line in (exp / "report/against.tsv").read_text().splitlines()]
+    assert len(lines) == 6 and lines[1][9:11] == ["1.3", "-0.300"]
+
+
+@pytest.mark.parametrize(
+    ("about", "condition"),
+    [
+        ({"corpus": "synth digits"}, "synth digits, 433 h of labels, 1759 h without"),
+        ({"hours": 30.0}, "lrs3, 30 h of labels, 1759 h without"),
+    ],
+)
+def test_other_conditions_are_named_and_nothing_is_subtracted(tmp_path, about, condition):
+    exp = experiment(tmp_path / "exp", **about)
+    (one,) = [against.beside(plan.load_row(ROW), table.collect([exp]))]
+    assert [cells[0] for cells in against.lines(one)] == ["paper", "ours"]
+    assert against.notes(one)[1] == f"ours: {condition}; not compared with the paper's."
+    assert against.tsv([one]).splitlines()[1].split("\t")[10] == ""
+
+
+def test_what_cannot_be_known_is_not_compared(tmp_path):
+    """A test set that is gone; weights of somebody else compare, and it is said that their hours are not known."""
+    exp = experiment(tmp_path / "exp")
+    (exp / "iter5/encoder/data.json").unlink()
+    (one,) = [against.beside(plan.load_row(ROW), table.collect([exp]))]
+    assert one.systems[0].comparable and one.systems[0].condition.endswith("pre-training not known")
+    against.material.cache_clear()
+    (exp / "cuts_test.jsonl.gz").unlink()
+    (one,) = [against.beside(plan.load_row(ROW), table.collect([exp]))]
+    assert not one.systems[0].comparable and one.systems[0].condition.startswith("corpus not known")
+
+
+def test_report_has_the_paper_beside_and_refuses_a_row_that_fits_nothing(tmp_path, capsys):
+    exp = experiment(tmp_path / "exp")
+    score.score_report([exp], against=[ROW])
+    assert "Beside the paper" in (exp / "report/index.html").read_text()
+    with pytest.raises(UserError, match=r"Table 5.*no system has its bleu of test"):
+        score.score_table([exp], against=[CONF / "rows/table5-drop-a.yaml"])
+    with pytest.raises(UserError, match=r"Figure 4.*the row file has no figures"):
+        score.score_table([exp], against=[CONF / "rows/figure4-av-100k.yaml"])
+
+
+def test_dry_run_of_a_tiny_model_says_sizes_and_memory_and_writes_nothing(tmp_path, capsys):
+    """Without cuts or units in the configuration, for all its streams; also one that is no sound and no lips."""
+    changes = {"model.streams.emg": {"frontend": "linear", "size": 8}, "data.units": None}
+    changes |= {"data.streams.emg": {"reader": "array", "field": "emg"}}
+    changes |= {f"objective.input_masks.{name}": {"probability": 0.5, "length": 4} for name in ("audio", "emg")}
+    changes["objective.input_masks.video"] = {"probability": 0.5, "length": 4, "replace": "other_frames"}
+    conf = write_run(tmp_path / "pretrain.yaml", PRETRAIN, changes)
+    assert command("pretrain", conf, tmp_path / "exp", "--dry-run") == 0
+    said = capsys.readouterr().err
+    assert re.search(r"0.0\d M parameters: encoder 0.0\d", said) and "front-end video" in said
+    assert re.search(r"one update on an invented clip of 2 s: loss \d+\.\d+, .*peak memory \d+\.\d+ GiB on cpu", said)
+    for task in ("ctc", "seq2seq"):
+        tree = {"task": task, "streams": ["audio", "emg"], "data.noise": {"probability": 0.25}}
+        tuning = write_run(tmp_path / f"{task}.yaml", FINETUNE, tree)
+        if task == "ctc":
+            tuning = write_run(tuning, FINETUNE, tree | {"objective": {"encoder": {"freeze_updates": 1}}})
+        assert command("finetune", tuning, tmp_path / "exp", "--encoder", conf, "--dry-run") == 0, task
+        assert "one update on an invented clip" in capsys.readouterr().err
+    assert not (tmp_path / "exp").exists()
+    assert command("finetune", tuning, tmp_path / "exp", "--encoder", conf) == 2
+    assert "no folder with a pre-trained encoder; give one, or set `pretrained: false`" in capsys.readouterr().err
+
+
+def test_dry_run_of_the_papers_base_model(tmp_path, capsys):
+    """AV-HuBERT BASE has 103 M parameters (Shi et al. 2022a, Sec. 4.1); then its fine-tuning, of the row's files."""
+    row = plan.load_row(CONF / "rows/table6-p50-25-25-a.yaml")
+    place = CONF / "rows"
+    assert command("pretrain", place / row.pretrain[-1], tmp_path / "exp", "--dry-run") == 0
+    said = capsys.readouterr().err
+    assert 100 < float(re.search(r"encoder (\d+\.\d+)", said)[1]) < 106
+    settings = ["--encoder", place / row.pretrain[-1], "--dry-run"]
+    assert command("finetune", place / row.finetune[0], tmp_path / "exp", *settings) == 0
+    assert "one update on an invented clip" in capsys.readouterr().err
+
+
+def test_a_row_is_run_in_folders_that_others_share(recipe, tmp_path):  # noqa: F811
+    """Pre-training lies under a name that says what it is; the recognizer under the row's; its figures stand beside."""
+    exp = tmp_path / "exp"
+    row = CONF / "rows/table2-drop-a.yaml"
+    write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    words = ["--corpus", "lrs3", "--data", "d", "--musan", "m", "--row"]
+    done = recipe(*words, row, "--stage", 6)
+    assert done.returncode == 0, done.stderr
+    tune, *_, report = done.stdout.splitlines()
+    last = plan.folders(plan.load_row(row), row.parent)[-1]
+    assert f"{exp}/table2-drop-a --encoder {exp}/{last}/encoder" in tune
+    assert "--label table2-drop-a" in done.stdout and f"--against {row}" in report
+    done = recipe(*words, CONF / "rows/table2-none-a.yaml", "--stage", 3)
+    assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stdout.splitlines() if line.startswith(("pretrain", "extract", "cluster"))]
+    (tune,) = [line for line in done.stdout.splitlines() if line.startswith("finetune")]
+    assert "--encoder" in tune and "noise-large-vox-iter5.yaml" in tune
+    done = recipe(*words, row, "--conf", CONF / "lrs3.yaml")
+    assert done.returncode == 2 and "a row is a plan of its own" in done.stderr
+    done = recipe(*words, CONF / "rows/table3-drop-a.yaml")
+    assert done.returncode == 2 and "recipes/librispeech/run.sh" in done.stderr
+
+
+def test_a_dry_run_of_the_recipe_takes_each_file_once_and_needs_no_corpus(recipe):  # noqa: F811
+    done = recipe("--row", CONF / "rows/table6-p50-25-25-v.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["pretrain"] * 5 + ["finetune"]
+    assert all(line.endswith("--dry-run") for line in lines)
+    assert "--encoder" in lines[-1] and lines[-1].split("--encoder ")[1].startswith(str(CONF / "rows"))

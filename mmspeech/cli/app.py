@@ -16,6 +16,7 @@ COMMANDS = {
     "pretrain": "Cuts with units -> an encoder, by masked prediction.",
     "finetune": "An encoder and transcribed cuts -> a recognizer.",
     "decode": "A recognizer and cuts -> hypotheses, for any streams and noise.",
+    "transcribe": "Any video or sound file and a recognizer -> its words, as text or subtitles.",
     "score": "Hypotheses -> word error rates, tables and a report.",
     "doctor": "What is installed, what is missing, what it would add and how to get it.",
 }

@@ -247,7 +247,7 @@ def test_without_mediapipe_sound_alone_is_read_and_the_notice_says_what_to_insta
 def test_a_picture_without_a_face_leaves_the_sound(talk, model, say, tmp_path):
     """No face at all, or in too few frames of a window."""
     faceless = tmp_path / "landmarks"
-    for found, notice in ((20, "hardly a face in 1 of 1 "), (0, "no face was found in its picture; read from audio alone")):
+    for found, notice in ((20, "hardly a face in 1 of 1 windows"), (0, "no face was found in its picture; read from")):
         points = moving_face(50)
         points[found:] = np.nan
         faceless.mkdir(exist_ok=True)

@@ -165,11 +165,11 @@ def _add_clip(file: IO[bytes], clip: Clip, landmark_files: Path | None) -> dict:
     return entry | {"key": video.append_track(file, jpegs)}
 
 
-def find_face(clip: Clip, landmark_files: Path | None) -> landmarks.Landmarks:
-    """The landmarks of a clip: from the folder of files if there is one, else from the detector."""
+def find_face(clip: Clip, landmark_files: Path | None, piece: int | None = None) -> landmarks.Landmarks:
+    """The landmarks of a clip: from the folder of files if there is one, else from the detector (there: `piece`)."""
     if landmark_files is not None:
         return landmarks.read_landmarks(landmark_files, clip.video)
-    return landmarks.detect_landmarks(functools.partial(media.read_frames, Path(clip.video), grey=False))
+    return landmarks.detect_landmarks(functools.partial(media.read_frames, Path(clip.video), grey=False), piece)
 
 
 def has_video(cut: Cut) -> bool:

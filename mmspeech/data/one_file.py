@@ -29,6 +29,7 @@ from mmspeech.errors import BadItem, UserError
 
 FACE_SHARE = 0.5  # of a span's frames; where fewer show a face, the track mostly shows where none is
 SPEECH_RANGE_DB = 30.0  # below the loud frames of a file; what is fainter counts as a pause
+SHOT_S = 10.0  # the largest face is chosen anew so often: recordings that nobody prepared have many shots
 LONG_S = 60.0  # from here on it is said that a face is being looked for: it takes a minute in ten
 
 
@@ -167,8 +168,9 @@ def _lips(
         landmarks.check_detector()
         if num_frames > LONG_S * FRAMES_PER_S:
             say(f"{path}: looking for a face in {num_frames} frames")
+    clip = mouth_shards.Clip(path.name, str(path.absolute()), num_frames)
     try:
-        found = mouth_shards.find_face(mouth_shards.Clip(path.name, str(path.absolute()), num_frames), landmark_files)
+        found = mouth_shards.find_face(clip, landmark_files, piece=round(SHOT_S * FRAMES_PER_S))
         points = mouth.fit_length(found.points, num_frames)
         face = np.isfinite(points).all(axis=(1, 2))
         if not face.any():

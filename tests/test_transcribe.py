@@ -23,10 +23,10 @@ from mmspeech.data import one_file, units
 from mmspeech.data.cutfiles import open_cuts
 from mmspeech.data.one_file import open_file, read_file
 from mmspeech.data.reading import Reading, read_item
-from mmspeech.data.text import TokenizerConfig, train_tokenizer
+from mmspeech.data.text import END, PAD, START, UNKNOWN, TokenizerConfig, train_tokenizer
 from mmspeech.errors import BadItem
 from mmspeech.finetuning import recognizer
-from mmspeech.finetuning.ctc import BLANK, CTC, CTCConfig
+from mmspeech.finetuning.ctc import CTC, CTCConfig
 from mmspeech.finetuning.recognizer import encoder_in
 from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, save_encoder
@@ -36,17 +36,20 @@ INPUTS = PRETRAIN["data"]["streams"]
 
 
 def save_model(folder: Path, streams: str = "audio video", task: str = "ctc") -> Path:
-    """A recognizer with random weights that always says something."""
+    """A recognizer with random weights, which says another word in almost every frame."""
     torch.manual_seed(0)
     tree = copy.deepcopy(PRETRAIN["model"])
     tree["streams"] = {name: tree["streams"][name] for name in streams.split()}
     inputs = {name: INPUTS[name] for name in streams.split()}
-    encoder = AVEncoder(configs.build(tree, AVEncoderConfig, folder), inputs)
+    encoder = AVEncoder(configs.build(tree, AVEncoderConfig, folder), inputs).eval()
     tokenizer = train_tokenizer([WORDS], TokenizerConfig(kind="words"))
     if task == "ctc":
         objective = CTC(encoder, CTCConfig(), tokenizer.size)
-        torch.nn.init.constant_(objective.project.bias[:4], -9.0)
-        torch.nn.init.constant_(objective.project.bias[BLANK], 0.2)
+        frames = encoder.encode({"audio": torch.randn(1, 200, 104)}, {"audio": torch.tensor([200])}).frames[0]
+        with torch.no_grad():  # else one word would win everywhere
+            weight, bias = objective.project.weight.normal_(), objective.project.bias
+            bias.copy_(-(weight @ frames.mean(0)))
+            bias[[START, PAD, END, UNKNOWN]] -= torch.tensor([-1.0, 99.0, 99.0, 99.0])
     else:
         objective = Seq2Seq(encoder, configs.build(FINETUNE["objective"], Seq2SeqConfig, folder), tokenizer.size)
     recognizer.save(objective, tokenizer, folder)
@@ -123,7 +126,7 @@ def test_one_file_is_read_and_decoded_as_if_it_had_been_prepared(talk, model, sa
 
     hypothesis = json.loads((tmp_path / "decode/trainval-av-clean/hyp.jsonl").read_text())
     code, out, _ = say(talk, "--model", model, "--landmarks", landmarks_of(talk))
-    assert code == 0 and out == hypothesis["text"] + "\n" and len(out) > 10
+    assert code == 0 and out == hypothesis["text"] + "\n" and len(out.split()) > 5
 
     encoder = encoder_in(model)
     frames = encoder.encode(batch.streams, batch.lengths, layers=[1]).layers[0][0]

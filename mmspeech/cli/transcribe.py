@@ -129,12 +129,12 @@ def transcribe(
         readable[first : first + per_batch] for first in range(0, len(readable), per_batch)
     ]
     words: list[windows.Word] = []
+    clock = windows.clock_of(file.speaking)
     before = windows.Span(0, 0)
     for batch in progress(batches, f"{file.path}, batches") if len(batches) > 1 else batches:
         for span, text in zip(batch, _texts(batch, file, model, tokenizer, search, device), strict=True):
-            own = windows.place(text, file.speaking[span.start : span.stop], span.start)
-            overlap = windows.Span(span.start, before.stop)
-            words = windows.join(words, own, overlap) if overlap.stop > overlap.start else [*words, *own]
+            overlap = windows.Span(clock[span.start], max(clock[span.start], clock[before.stop]))
+            words = windows.join(words, windows.place(text, clock, span), overlap)
             before = span
     return words
 

@@ -75,9 +75,7 @@ class OneFile:
         return read_item(cut, Reading(streams=self.streams))
 
 
-def read_file(
-    path: Path | str, streams: Mapping[str, Mapping[str, Any]], landmark_files: Path | None = None
-) -> Batch:
+def read_file(path: Path | str, streams: Mapping[str, Mapping[str, Any]], landmark_files: Path | None = None) -> Batch:
     """The streams of a whole file as a batch of one, what `encode` of a model takes.
 
     Streams that the file does not have are left out, with a line.

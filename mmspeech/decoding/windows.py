@@ -1,60 +1,66 @@
 """Long recordings in overlapping windows: where they lie, about when their words are said, one text out of them all.
 
 Searches tell which words are said, not when. A window's words are spread over its frames with speech by their number
-of characters; that is good enough to see which words of two neighbours are the same one, heard twice.
+of characters: good enough to see which words of two neighbours are the same one, heard twice. Words are compared by
+the clock of speech, which stands still in pauses: else the least error would carry a word over a pause, seconds away.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-REACH = 0.75  # of an overlap: how far apart one word may be placed by two windows
+REACH = 0.75  # of the speech in an overlap: how far apart one word may be placed by two windows ...
+MIN_REACH = 15  # ... but at least so many frames: windows begin and end within words
 
 
 class Span(NamedTuple):
-    """Frames [start, stop) of a file."""
+    """Frames [start, stop)."""
 
     start: int
     stop: int
 
 
 class Word(NamedTuple):
-    """A word, and about where it is said: frames [start, stop) of the file."""
+    """A word, and about where it is said."""
 
     text: str
-    start: int
+    start: int  # frames [start, stop) of the file
     stop: int
-
-    @property
-    def middle(self) -> float:
-        return (self.start + self.stop) / 2
+    said: float  # its middle by the clock of speech
 
 
 def spans(num_frames: int, size: int, overlap: int) -> list[Span]:
     """Windows of at most `size` frames and of one length, to a frame, each sharing `overlap` with the next."""
     count = max(1, math.ceil((num_frames - overlap) / (size - overlap)))
     starts = [round(i * (num_frames - overlap) / count) for i in range(count + 1)]
-    return [Span(start, following + overlap) for start, following in zip(starts, starts[1:], strict=False)]
+    return [Span(start, following + overlap) for start, following in itertools.pairwise(starts)]
 
 
-def place(text: str, speaking: np.ndarray, start: int) -> list[Word]:
-    """The words of a window's text with their places in the file.
+def clock_of(speaking: np.ndarray) -> np.ndarray:
+    """The clock of speech: (T,) bool, frames that are no pause -> (T + 1,) how many of them precede each frame."""
+    return np.concatenate([[0], np.cumsum(speaking)])
 
-    Args:
-        speaking: (T,) bool, the window's frames that are no pause; if all are, pauses are taken for speech.
-        start: the window's first frame.
-    """
+
+def place(text: str, clock: np.ndarray, window: Span) -> list[Word]:
+    """The words of a window's text with their places in the file; `clock` (T + 1,) is the file's."""
     words = text.split()
     if not words:
         return []
-    spoken = np.concatenate([[0], np.cumsum(speaking if speaking.any() else np.ones_like(speaking))])  # (T + 1,)
+    own = clock[window.start : window.stop + 1]
+    if own[0] == own[-1]:  # no speech that is loud enough: all of it may be
+        own = own[0] + np.linspace(0, 1e-3, len(own))
     characters = np.cumsum([0, *(len(word) + 1 for word in words)])
-    share = characters / characters[-1] * spoken[-1]  # speech before each word, in frames, and after the last one
-    starts = np.searchsorted(spoken, share[:-1], side="right") - 1  # behind a pause, not before it
-    stops = np.searchsorted(spoken, share[1:], side="left")
-    return [Word(word, start + int(a), start + int(b)) for word, a, b in zip(words, starts, stops, strict=True)]
+    said = own[0] + characters / characters[-1] * (own[-1] - own[0])  # at the start of each word and the last one's end
+    starts = np.searchsorted(own, said[:-1], side="right") - 1  # behind a pause, not before it
+    stops = np.searchsorted(own, said[1:], side="left")
+    middles = (said[:-1] + said[1:]) / 2
+    places = zip(
+        words, (window.start + starts).tolist(), (window.start + stops).tolist(), middles.tolist(), strict=True
+    )
+    return [Word(*one) for one in places]
 
 
 def join(left: Sequence[Word], right: Sequence[Word], overlap: Span) -> list[Word]:
@@ -62,19 +68,26 @@ def join(left: Sequence[Word], right: Sequence[Word], overlap: Span) -> list[Wor
 
     The words that both heard are the series of equal words, in order, that are placed nearest to each other; the text
     goes over from the left to the right at the one nearest to the middle of the overlap, because at the edge of a
-    window words are cut off. Without any such word it goes over at the middle itself, unless one side heard nothing.
+    window words are cut off. Without any such word it goes over at the middle itself, or, if a side heard fewer than
+    two words there, at the seam: one of them cut off is more likely than one heard twice.
+
+    Args:
+        overlap: by the clock of speech.
     """
-    reach, middle = REACH * (overlap.stop - overlap.start), (overlap.start + overlap.stop) / 2
+    if overlap.start == overlap.stop:
+        return [*left, *right]
+    reach = max(MIN_REACH, REACH * (overlap.stop - overlap.start))
+    middle = (overlap.start + overlap.stop) / 2
     first = len(left)
-    while first and left[first - 1].middle > overlap.start - reach:
+    while first and left[first - 1].said > overlap.start - reach:
         first -= 1
-    tail, head = left[first:], [word for word in right if word.middle < overlap.stop + reach]
+    tail, head = left[first:], [word for word in right if word.said < overlap.stop + reach]
     same = _same_words(tail, head, reach)
-    if not same and not (_any_in(tail, overlap) and _any_in(head, overlap)):
+    if not same and min(_count_in(tail, overlap), _count_in(head, overlap)) < 2:
         return [*left, *right]
     if not same:
-        return [*left[:first], *(w for w in tail if w.middle < middle), *(w for w in right if w.middle >= middle)]
-    last, also = min(same, key=lambda pair: abs(tail[pair[0]].middle + head[pair[1]].middle - 2 * middle))
+        return [*left[:first], *(w for w in tail if w.said < middle), *(w for w in right if w.said >= middle)]
+    last, also = min(same, key=lambda pair: abs(tail[pair[0]].said + head[pair[1]].said - 2 * middle))
     return [*left[: first + last + 1], *right[also + 1 :]]
 
 
@@ -96,9 +109,9 @@ def _same_words(tail: Sequence[Word], head: Sequence[Word], reach: float) -> lis
     return pairs
 
 
-def _any_in(words: Sequence[Word], overlap: Span) -> bool:
-    return any(overlap.start <= word.middle <= overlap.stop for word in words)
+def _count_in(words: Sequence[Word], overlap: Span) -> int:
+    return sum(overlap.start <= word.said <= overlap.stop for word in words)
 
 
 def _sameness(word: Word, other: Word, reach: float) -> float:
-    return max(0.0, 1 - abs(word.middle - other.middle) / reach) if word.text == other.text else 0.0
+    return max(0.0, 1 - abs(word.said - other.said) / reach) if word.text == other.text else 0.0

@@ -28,7 +28,7 @@ MIN_WINDOW_S = 2.0
 
 def run(
     paths: Annotated[list[Path], typer.Argument(metavar="FILE", help="Video or sound: mp4, mkv, wav, flac, m4a ...")],
-    model: Annotated[Path, typer.Option(help="Folder of the recognizer, e.g. exp/av/model.")],
+    model: Annotated[Path, typer.Option(help="Folder of the recognizer, e.g. exp/synth-av/model.")],
     modality: Annotated[
         str, typer.Option(help="auto (what file and model both have), or av, a, v, or names as in audio+video.")
     ] = "auto",
@@ -56,12 +56,12 @@ def run(
     subtitle's times come from spreading the words of a window over its speech. A file that cannot be read does not
     stop the others, but makes the exit code 2.
 
-    Example: `mmspeech transcribe talk.mp4 --model exp/av/model --srt > talk.srt`
+    Example: `mmspeech transcribe talk.mp4 --model exp/synth-av/model --srt > talk.srt`
     """
     check_outputs(paths, out, srt)
     if landmarks is not None and not landmarks.is_dir():
         raise UserError(f"{landmarks}: no such folder of landmarks; mend the path, or leave out --landmarks to detect")
-    where = torch.device(device) if device else dist.start()
+    where = dist.start(device)
     loaded, tokenizer = recognizer.load(model, where), Tokenizer.load(model)
     given = configs.build(configs.tree_of(search or []), SEARCHES[loaded.task], Path("--set"))
     named = None if modality == "auto" else streams_of(modality, loaded)

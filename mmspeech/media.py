@@ -71,14 +71,15 @@ class Media:
     video: Video | None
 
 
-def to_flac(source: Path, target: Path, *, need_video: bool = False) -> Media:
+def to_flac(source: Path, target: Path, *, need_video: bool = False, fit_video: bool = True) -> Media:
     """Write the sound of any file that FFmpeg reads as 16 kHz mono FLAC; one that is there already is kept.
 
     With a picture the sound is cut or filled with silence to exactly 640 samples per frame of the 25 Hz grid.
+    Without `fit_video` the picture is not looked at, and the sound stays whole.
 
     Raises BadItem: unreadable or cut off, no sound, shorter than 0.2 s, or no picture where one is needed.
     """
-    video = probe(source)
+    video = probe(source) if fit_video else None
     if need_video and video is None:
         raise BadItem(f"{source}: expected a video stream, found sound only; left out")
     if not target.exists():

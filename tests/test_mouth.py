@@ -2,6 +2,7 @@
 
 import json
 import sys
+from unittest import mock
 
 import av
 import cv2
@@ -107,6 +108,19 @@ def test_the_largest_face_is_followed_when_faces_swap_places_in_the_list():
     assert found.num_faces == 2
     assert np.isnan(found.points[[2, 3]]).all()
     np.testing.assert_array_equal(found.points[[0, 1, 4, 5]], np.stack([large, large, large + 3, large + 6]))
+
+
+def test_in_pieces_every_shot_keeps_its_largest_face(monkeypatch):
+    """Two shots that show a face in two places: one track follows the longer shot, pieces follow both."""
+    near, far = face((150, 110), 0.9), face((30, 50), 0.3)
+    monkeypatch.setattr(landmarks, "_mesh", lambda still, most: mock.Mock())
+    monkeypatch.setattr(landmarks, "_faces", lambda mesh, frame: [near] if frame < 6 else [far] if frame < 9 else [])
+    whole = landmarks.detect_landmarks(lambda: range(10))
+    assert np.isfinite(whole.points).all(axis=(1, 2)).sum() == 6
+    pieces = landmarks.detect_landmarks(lambda: range(10), piece=3)
+    np.testing.assert_array_equal(pieces.points[:9], np.stack([near] * 6 + [far] * 3))
+    assert np.isnan(pieces.points[9]).all() and pieces.num_faces == 1
+    assert landmarks.detect_landmarks(lambda: range(0), piece=3).points.shape == (0, 68, 2)
 
 
 def make_clip(folder, name, num_frames=50, silent_landmarks=False):

@@ -17,6 +17,7 @@ COMMANDS = {
     "pretrain": "Cuts with units -> an encoder, by masked prediction.",
     "finetune": "An encoder and transcribed cuts -> a recognizer.",
     "decode": "A recognizer and cuts -> hypotheses, for any streams and noise.",
+    "transcribe": "Any video or sound file and a recognizer -> its words, as text or subtitles.",
     "score": "Hypotheses -> word error rates, tables and a report.",
     "import": "A published checkpoint (AV-HuBERT, MuAViC, VATLM) -> an encoder or a recognizer; runs no code of it.",
     "export": "A trained model -> a folder of safetensors and YAML, without the experiment around it.",

@@ -52,13 +52,24 @@ def mouth(
 
 @app.command()
 def features(
-    cuts: Annotated[list[Path], typer.Argument(help="Files of cuts, from `prepare` or `extract mouth`.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write: the same files of cuts, now with frames.")],
+    cuts: Annotated[
+        list[Path], typer.Argument(help="Files of cuts, from `prepare` or `extract mouth`; or one video or sound file.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder to write: the same files of cuts, now with frames. Of one file: X.safetensors."),
+    ],
     feature: Annotated[
         str | None, typer.Option(help="mfcc (39 values), fbank26 (104, the encoders' input) or fbank80 (320).")
     ] = None,
-    encoder: Annotated[Path | None, typer.Option(help="Or: `encoder` folder of a pre-training run.")] = None,
-    layer: Annotated[int | None, typer.Option(help="Of the encoder: k for block k, 0 for the fused features.")] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option("--encoder", "--model", help="Or: `encoder` folder of a pre-training run, or a recognizer's."),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(help="Of the encoder: k for block k, 0 for the fused features. Of one file: several with commas."),
+    ] = None,
     modalities: Annotated[
         str | None, typer.Option(help="Streams it gets, e.g. audio,video; default: all it has.")
     ] = None,
@@ -71,25 +82,38 @@ def features(
 ) -> None:
     """Frames at 25 per second for `mmspeech cluster`: spectral features, or a layer of an encoder.
 
-    OUT also gets features/ (half precision) and rejected.jsonl. Stopped, it goes on where it was.
+    OUT also gets features/ (half precision) and rejected.jsonl. Stopped, it goes on where it was. If OUT ends in
+    .safetensors, the input is one video or sound file, read as by `mmspeech transcribe`: OUT receives a tensor
+    `layer_K` (T, D) of each layer, and in its metadata what was read.
 
     Example: `mmspeech extract features exp/mouth/cuts_*.jsonl.gz exp/my-mfcc --feature mfcc`
 
     Example: `mmspeech extract features exp/mouth/cuts_*.jsonl.gz exp/my-frames --encoder exp/iter2/encoder --layer 3`
+
+    Example: `mmspeech extract features talk.mp4 talk.safetensors --model exp/synth-av/model --layer 2,3`
     """
     from mmspeech import dist
-    from mmspeech.cli import extract_features
+    from mmspeech.cli import extract_features, extract_file
     from mmspeech.cli.cluster import check_names, check_strict
-    from mmspeech.models.av_encoder import load_encoder
+    from mmspeech.finetuning.recognizer import encoder_in
 
+    streams = modalities.split(",") if modalities else None
+    if out.suffix == ".safetensors":
+        if feature is not None or encoder is None or layer is None or len(cuts) > 1:
+            raise UserError(f"{out}: holds the frames of one file; give FILE OUT.safetensors --model DIR --layer 9")
+        layers = extract_features.layers_of(layer)
+        extract_file.extract(cuts[0], out, encoder_in(encoder), layers, streams, dist.start(device))
+        return
     check_names(cuts, out)
     if (feature is None) == (encoder is None) or (encoder is None) != (layer is None):
         raise UserError("extract features: give --feature, or --encoder together with --layer")
     if feature is not None and feature not in extract_features.SPECTRAL:
         raise UserError(f"--feature {feature}: expected one of {', '.join(extract_features.SPECTRAL)}")
-    streams = modalities.split(",") if modalities else None
-    settings = {"feature": feature, "layer": layer, "modalities": streams}
-    weights = [] if encoder is None else [encoder / "encoder.safetensors", encoder / "config.yaml"]
+    layers = extract_features.layers_of(layer) if layer else [None]
+    if len(layers) > 1:
+        raise UserError(f"--layer {layer}: cuts carry the frames of one layer; give one, and another OUT for the next")
+    settings = {"feature": feature, "layer": layers[0], "modalities": streams}
+    weights = [] if encoder is None else [encoder / "config.yaml", *encoder.glob("*.safetensors")]
     stage = files.Stage(out, [*cuts, *weights], settings)
     if stage.is_current():
         check_strict(out, strict)
@@ -97,7 +121,7 @@ def features(
     if feature is not None:  # reading takes longer than computing
         extractor = extract_features.spectral(feature, dist.start(device or "cpu"))
     else:
-        extractor = extract_features.from_encoder(load_encoder(encoder), layer, streams, dist.start(device))
+        extractor = extract_features.from_encoder(encoder_in(encoder), layers[0], streams, dist.start(device))
     with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
         written = sum(
             extract_features.extract(path, out, extractor, rejects, batch_s=batch_seconds, jobs=jobs) for path in cuts

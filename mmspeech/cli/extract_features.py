@@ -71,8 +71,7 @@ def from_encoder(encoder: AVEncoder, layer: int, modalities: Sequence[str] | Non
         modalities: streams that the encoder gets; the others are absent, as they are for cuts without them.
     """
     streams = wanted_streams(encoder, modalities)
-    if not 0 <= layer <= encoder.config.num_layers:
-        raise UserError(f"--layer {layer}: the encoder has 0 (fused features) to {encoder.config.num_layers}; take one")
+    check_layers(encoder, [layer])
     encoder = encoder.to(device).eval()
     reading = Reading(streams=streams)
 
@@ -85,6 +84,22 @@ def from_encoder(encoder: AVEncoder, layer: int, modalities: Sequence[str] | Non
         return unpad(cuts, encoded.layers[0], encoded.lengths)
 
     return Extractor(lambda cut: read_item(cut, reading), compute)
+
+
+def layers_of(typed: str) -> list[int]:
+    """`6,9` -> [6, 9]. Raises UserError for anything but numbers."""
+    try:
+        return [int(number) for number in typed.split(",")]
+    except ValueError:
+        raise UserError(f"--layer {typed}: expected a number, as in 9, or several, as in 6,9; mend it") from None
+
+
+def check_layers(encoder: AVEncoder, layers: Sequence[int]) -> None:
+    """Raise UserError for a layer that the encoder does not have."""
+    for layer in layers:
+        if not 0 <= layer <= encoder.config.num_layers:
+            blocks = encoder.config.num_layers
+            raise UserError(f"--layer {layer}: the encoder has 0 (fused features) to {blocks}; take one")
 
 
 def wanted_streams(encoder: AVEncoder, modalities: Sequence[str] | None) -> Mapping[str, Mapping[str, Any]]:

@@ -74,12 +74,14 @@ def without_false_faces(points: np.ndarray) -> np.ndarray:
     return points
 
 
-def detect_landmarks(video: Callable[[], Iterable[np.ndarray]]) -> Landmarks:
+def detect_landmarks(video: Callable[[], Iterable[np.ndarray]], piece: int | None = None) -> Landmarks:
     """Find a face in every frame of a video; of several faces, the one that is largest on the average.
 
     Args:
         video: gives the frames, (H, W, 3) uint8 RGB, from the start each time it is called. FaceMesh follows one
             face twice as fast as it looks for several, so single frames are searched first.
+        piece: number of frames after which the largest face is chosen anew, for recordings of many shots; by default
+            one is followed to the end.
 
     Raises:
         UserError: MediaPipe is not installed.
@@ -89,7 +91,10 @@ def detect_landmarks(video: Callable[[], Iterable[np.ndarray]]) -> Landmarks:
         alone = all(len(faces) <= 1 for faces in probed)
         mesh = _mesh(False, 1 if alone else MAX_FACES)
         mesh.reset()
-        return largest_face([_faces(mesh, frame) for frame in video()])
+        faces = [_faces(mesh, frame) for frame in video()]
+    size = piece or max(1, len(faces))
+    found = [largest_face(faces[start : start + size]) for start in range(0, max(1, len(faces)), size)]
+    return Landmarks(np.concatenate([part.points for part in found]), max(part.num_faces for part in found))
 
 
 def largest_face(faces: list[list[np.ndarray]]) -> Landmarks:

@@ -153,10 +153,7 @@ def _add_clip(file: IO[bytes], clip: Clip, landmark_files: Path | None) -> dict:
     """Append the track of one clip to an open shard; returns its entry in the summary."""
     entry = {"id": clip.id, "key": None, "frames": clip.num_frames, "interpolated": 0, "faces": 1, "centred": 0}
     try:
-        if landmark_files is not None:
-            face = landmarks.read_landmarks(landmark_files, clip.video)
-        else:
-            face = landmarks.detect_landmarks(functools.partial(media.read_frames, Path(clip.video), grey=False))
+        face = find_face(clip, landmark_files)
         entry["faces"] = face.num_faces
         points = mouth.fit_length(face.points, clip.num_frames)
         entry["interpolated"] = int(np.isnan(points).any(axis=(1, 2)).sum())
@@ -166,6 +163,13 @@ def _add_clip(file: IO[bytes], clip: Clip, landmark_files: Path | None) -> dict:
     except BadItem as error:
         return entry | {"reason": f"{clip.id}: {error}"}
     return entry | {"key": video.append_track(file, jpegs)}
+
+
+def find_face(clip: Clip, landmark_files: Path | None, piece: int | None = None) -> landmarks.Landmarks:
+    """The landmarks of a clip: from the folder of files if there is one, else from the detector (there: `piece`)."""
+    if landmark_files is not None:
+        return landmarks.read_landmarks(landmark_files, clip.video)
+    return landmarks.detect_landmarks(functools.partial(media.read_frames, Path(clip.video), grey=False), piece)
 
 
 def has_video(cut: Cut) -> bool:

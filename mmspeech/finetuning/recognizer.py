@@ -20,7 +20,7 @@ from mmspeech.errors import UserError
 from mmspeech.files import replace_folder, replacing
 from mmspeech.finetuning.ctc import CTC, CTCConfig
 from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
-from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_weights
+from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_encoder, load_weights
 
 TASKS: dict[str, tuple[type, type]] = {"seq2seq": (Seq2SeqConfig, Seq2Seq), "ctc": (CTCConfig, CTC)}
 
@@ -93,3 +93,16 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Recognizer:
     objective = objective_class(encoder, configs.build(tree.get("objective", {}), kind, file), tree["vocab_size"])
     load_weights(objective, weights)
     return Recognizer(task, objective.to(device).eval(), folder)
+
+
+def encoder_in(folder: Path | str) -> AVEncoder:
+    """The encoder of a pre-training run's `encoder` folder or of a recognizer's, in evaluation mode.
+
+    Raises UserError if it is neither.
+    """
+    folder = Path(folder)
+    if (folder / "encoder.safetensors").exists():
+        return load_encoder(folder).eval()
+    if not (folder / "model.safetensors").exists():
+        raise UserError(f"{folder}: no encoder.safetensors or model.safetensors; give the folder of a trained model")
+    return load(folder).objective.encoder

@@ -56,6 +56,11 @@ def noisy(files: Iterable[Path]) -> list[Path]:
     return found
 
 
+def texts(files: Iterable[Path]) -> list[str]:
+    """What the fine-tunings learn to write, each once: transcript, or translation.LANGUAGE."""
+    return list(dict.fromkeys(str(configs.read(file).get("text", "transcript")) for file in files)) or ["transcript"]
+
+
 def main() -> None:
     """Print one field of a plan, one line per entry of a list."""
     try:
@@ -63,6 +68,8 @@ def main() -> None:
         plan = configs.load(file, Plan)
         if key == "noisy":
             value = noisy(file.parent / name for name in [*plan.pretrain, *plan.finetune])
+        elif key == "texts":
+            value = texts(file.parent / name for name in plan.finetune)
         else:
             value = getattr(plan, key)
     except UserError as error:

@@ -1,6 +1,6 @@
 """A fine-tuned model on disk: everything that decoding needs in one folder.
 
-config.yaml          task, objective, encoder, how its streams are read
+config.yaml          task, text (transcript or translation.es), objective, encoder, how its streams are read
 model.safetensors    weights of encoder and head
 tokenizer.json ...   written by the tokenizer itself
 """
@@ -38,6 +38,7 @@ class Recognizer:
     task: str
     objective: Seq2Seq | CTC
     folder: Path
+    text: str = "transcript"  # what it makes of speech; or translation.LANGUAGE
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -46,11 +47,16 @@ class Recognizer:
 
 
 def save(
-    objective: Seq2Seq | CTC, tokenizer: SavesItself, folder: Path, weights: Mapping[str, Tensor] | None = None
+    objective: Seq2Seq | CTC,
+    tokenizer: SavesItself,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+    text: str = "transcript",
 ) -> None:
     """Write a recognizer's folder; what lay there is replaced when all is written.
 
     Args:
+        text: what it makes of speech, `transcript` or `translation.LANGUAGE`.
         weights: whole ones, for an objective whose own are sharded (FSDP2).
     """
     task = next(name for name, (_, kind) in TASKS.items() if isinstance(objective, kind))  # FSDP2 makes a subclass
@@ -65,6 +71,7 @@ def save(
             path.write_bytes(safetensors.save(weights))
         tree = {
             "task": task,
+            "text": text,
             "vocab_size": objective.vocab_size,
             "objective": asdict(objective.config),
             "model": asdict(objective.encoder.config),
@@ -92,4 +99,4 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Recognizer:
     encoder = AVEncoder(configs.build(tree.get("model", {}), AVEncoderConfig, file), tree.get("inputs"))
     objective = objective_class(encoder, configs.build(tree.get("objective", {}), kind, file), tree["vocab_size"])
     load_weights(objective, weights)
-    return Recognizer(task, objective.to(device).eval(), folder)
+    return Recognizer(task, objective.to(device).eval(), folder, str(tree.get("text", "transcript")))

@@ -143,6 +143,11 @@ def noisy(files: Iterable[Path]) -> list[Path]:
     return found
 
 
+def texts(files: Iterable[Path]) -> list[str]:
+    """What the fine-tunings learn to write, each once: transcript, or translation.LANGUAGE."""
+    return list(dict.fromkeys(str(configs.read(file).get("text", "transcript")) for file in files)) or ["transcript"]
+
+
 def main() -> None:
     """Print one field of a plan, one line per entry of a list."""
     try:
@@ -153,6 +158,8 @@ def main() -> None:
             value = noisy(file.parent / name for name in names)
         elif key == "folders":
             value = folders(plan, file.parent)
+        elif key == "texts":
+            value = texts(file.parent / name for name in plan.finetune)
         else:
             if not hasattr(plan, key):
                 raise UserError(f"{file}: has no `{key}`; expected a row of a table, as in conf/uhubert/rows")

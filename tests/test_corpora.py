@@ -227,6 +227,53 @@ def test_alignments_of_no_clip_are_an_error(corpus, tmp_path):
         alignments.find(tmp_path / "empty")
 
 
+def test_translations_arrive_on_the_cuts(corpus, tmp_path, capsys):
+    """By split or without, in lower case; of a clip that is split at its pause none; counted."""
+    lines = ["test/spk9/00001\tHola  Niño", "spk1/50000.mp4\tadiós", "pretrain/spk0/00001\tsí", "spk0/00002\tno"]
+    lines += ["trainval/spk2/50000\t \n", "test/spk8/1\tnadie", "spk7/2\tnadie"]
+    tsv = tmp_path / "es.tsv"
+    tsv.write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    lrs3.prepare(corpus, out, max_s=3.0, translations=tsv, translation_language="es", jobs=1)
+    cuts = {cut.id.partition("-")[2]: cut for part in load_all(out).values() for cut in part}
+    custom = {name: cut.supervisions[0].custom for name, cut in cuts.items() if cut.supervisions[0].custom}
+    assert custom == {
+        "spk9-00001": {"translation": {"es": "hola niño"}},
+        "spk1-50000": {"translation": {"es": "adiós"}},
+        "spk0-00001": {"translation": {"es": "sí"}},
+    }
+    assert {"spk0-00002-0", "spk0-00002-1"} <= set(cuts)
+    said = capsys.readouterr().err
+    assert f"{tsv}: translations (es) of 4 of 15 clips" in said
+    assert "clips of pretrain longer than 3 s are cut at pauses: their parts have no translation" in said
+    assert "2 of its clips are not in the corpus, such as test/spk8/1" in said
+    rejected = [json.loads(line)["reason"] for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert rejected == [f"{tsv}:5: no translation of trainval/spk2/50000; the clip goes without"]
+    with pytest.raises(UserError, match=r"no translation of trainval/spk2/50000.*--strict stops here"):
+        lrs3.prepare(corpus, tmp_path / "strict", translations=tsv, strict=True, jobs=1)
+    lrs3.prepare(corpus, out, max_s=3.0, translations=tsv, translation_language="es", jobs=1)
+    assert "current, nothing to do" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"es\.tsv: no such file or folder"),
+        ("", "no translation of a clip of this corpus; expected lines like pretrain/spk0/00001<TAB>TRANSLATION"),
+        ("spk7/1\tnadie\n", "no translation of a clip of this corpus"),
+        ("spk9/00001 hola\n", r"es\.tsv:1: expected a clip, a tab and its translation, found 'spk9/00001 hola'"),
+        ("spk1/50000\thola\nspk9/00001\thello\thola\n", r"es\.tsv:2: expected a clip, a tab"),
+        ("spk9/00001\thola\ntest/spk9/00001.mp4\tadiós\n", r"es\.tsv:2: test/spk9/00001 comes twice; keep one"),
+    ],
+)
+def test_translations_that_cannot_be_read_are_one_line(corpus, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "es.tsv").write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        lrs3.prepare(corpus, tmp_path / "out", translations=tmp_path / "es.tsv", jobs=1)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
 def test_second_run_has_nothing_to_do_and_other_settings_want_another_folder(corpus, tmp_path, capsys):
     lrs3.prepare(corpus, tmp_path / "out", jobs=1)
     before = (tmp_path / "out" / "cuts_trainval.jsonl.gz").stat().st_mtime_ns

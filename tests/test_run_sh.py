@@ -21,11 +21,11 @@ GRID = ("s1/bbaf2n", "s3/sbia1a", "s4/lwbsza", "s5/lbax4n")
 Recipe = Callable[..., subprocess.CompletedProcess]
 
 
-def run_sh(*words: object, before: str = "") -> subprocess.CompletedProcess:
+def run_sh(*words: object, before: str = "", recipe: str = "lrs3") -> subprocess.CompletedProcess:
     """The recipe with the package and the Python of this test; `before` comes first in PATH."""
     path = os.pathsep.join([before, str(Path(sys.executable).parent), os.environ["PATH"]]).lstrip(os.pathsep)
     env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    line = ["bash", ROOT / "recipes/lrs3/run.sh", *map(str, words)]
+    line = ["bash", ROOT / "recipes" / recipe / "run.sh", *map(str, words)]
     return subprocess.run(line, capture_output=True, text=True, timeout=300, env=env)
 
 
@@ -184,13 +184,16 @@ def test_recipe_goes_to_the_end_on_two_processes_and_then_has_nothing_to_do(tmp_
     objective = {"encoder": {"freeze_updates": 1}}
     changes = {"task": "ctc", "objective": objective, "valid_streams": ["audio+video"], "data.batch_s": 8.0}
     write_run(tmp_path / "conf/ctc.yaml", FINETUNE, changes)
+    changes = {"text": "translation.es", "valid_streams": ["audio+video"], "data.batch_s": 8.0}
+    write_run(tmp_path / "conf/es.yaml", FINETUNE, changes)
     plan = {
-        "synth": "--pretrain-clips 3 --trainval-clips 4 --test-clips 2 --speakers 7 --noise-files 16",
+        "synth": "--vocabulary commands --pretrain-clips 3 --trainval-clips 4 --test-clips 2 --speakers 7 "
+        "--noise-files 16",
         "pretrain": ["tiny.yaml"],
         "units": ["mfcc"],
         "clusters": [7],
         "cluster": "--starts 1",
-        "finetune": ["ctc.yaml"],
+        "finetune": ["ctc.yaml", "es.yaml"],
         "modality": "av",
         "noise": "clean",
         "search": ["beam=1"],
@@ -201,9 +204,12 @@ def test_recipe_goes_to_the_end_on_two_processes_and_then_has_nothing_to_do(tmp_
 
     done = run_sh(*words, "--nproc", 2)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count(": written") == 2 and CURRENT not in done.stderr
+    assert done.stderr.count(": written") == 3 and CURRENT not in done.stderr
     table = (exp / "report/table.tsv").read_text()
-    assert "ctc" in table and "floor (no input)" in table and (exp / "report/index.html").exists()
+    rows = {(row.split("\t")[1], row.split("\t")[5]) for row in table.splitlines()[1:]}
+    assert rows == {("ctc", "wer"), ("floor (no input)", "wer"), ("es", "bleu"), ("floor (no input)", "bleu")}
+    assert (exp / "report/index.html").exists()
+    assert "translations (es) of 9 of 9 clips" in done.stderr
 
     def state() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in exp.rglob("*")}

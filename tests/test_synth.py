@@ -156,12 +156,11 @@ def test_layout_is_that_of_lrs3_and_musan(corpus):
             assert len(lines) == 2
         assert path.with_suffix(".mp4").exists()
         assert (corpus / "alignments" / split / speaker / f"{name}.TextGrid").exists()
-        row = next(
-            row
-            for row in (corpus / "translations.tsv").read_text().splitlines()
-            if row.startswith(f"{split}-{speaker}-{name}\t")
-        )
-        assert row.split("\t")[1] == text.lower()
+        digit = text.lower().split()[4]
+        for language, digits in (("es", synth_text.SPANISH_DIGITS), ("de", synth_text.GERMAN_DIGITS)):
+            rows = (corpus / "translations" / f"{language}.tsv").read_text().splitlines()
+            (row,) = [row for row in rows if row.startswith(f"{split}/{speaker}/{name}\t")]
+            assert len(rows) == len(texts) and digits[synth_text.DIGITS.index(digit)] in row.split()
     assert (corpus / "lrs3" / STAND_IN).read_text().startswith("synth ")
     for kind in ("speech", "music", "noise"):
         wavs = list((corpus / "musan" / kind).rglob("*.wav"))

@@ -27,9 +27,8 @@ from mmspeech.data.text import END, PAD, START, UNKNOWN, TokenizerConfig, train_
 from mmspeech.errors import BadItem
 from mmspeech.finetuning import recognizer
 from mmspeech.finetuning.ctc import CTC, CTCConfig
-from mmspeech.finetuning.recognizer import encoder_in
 from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
-from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, save_encoder
+from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_encoder, save_encoder
 
 WORDS = "bin lay place set blue green red white at by in with now soon please again"
 INPUTS = PRETRAIN["data"]["streams"]
@@ -128,7 +127,7 @@ def test_one_file_is_read_and_decoded_as_if_it_had_been_prepared(talk, model, sa
     code, out, _ = say(talk, "--model", model, "--landmarks", landmarks_of(talk))
     assert code == 0 and out == hypothesis["text"] + "\n" and len(out.split()) > 5
 
-    encoder = encoder_in(model)
+    encoder = load_encoder(model).eval()
     frames = encoder.encode(batch.streams, batch.lengths, layers=[1]).layers[0][0]
     np.testing.assert_allclose(frames.detach(), units.read_features(cut), atol=2e-3)
 
@@ -140,7 +139,7 @@ def test_features_of_a_file_are_those_of_three_lines_of_python(kind, model, spee
     soundfile.write(file, *soundfile.read(speech, frames=50_200))
     if kind == "encoder":
         folder = tmp_path / "encoder"
-        save_encoder(encoder_in(model), folder)
+        save_encoder(load_encoder(model), folder)
     out = tmp_path / "x.safetensors"
     assert command("extract", "features", file, out, "--model", folder, "--layer", "0,2", "--device", "cpu") == 0
     assert "has no picture; read from audio alone" in capsys.readouterr().err
@@ -169,7 +168,7 @@ def test_features_of_a_long_file_come_from_windows_without_a_seam(model, speech,
     assert command("extract", "features", file, out, "--model", model, "--layer", "1") == 0
     with safe_open(out, "pt") as tensors:
         found = tensors.get_tensor("layer_1")
-    encoder = encoder_in(model)
+    encoder = load_encoder(model).eval()
     with open_file(file, {"audio": INPUTS["audio"]}) as one, torch.inference_mode():
         parts = []
         for (start, stop), kept in zip([(0, 47), (37, 84), (74, 121)], [(0, 42), (5, 42), (5, 47)], strict=True):

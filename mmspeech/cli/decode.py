@@ -96,6 +96,7 @@ def run(
                 "noise": condition.noise,
                 "noise_hash": frozen.sha256 if frozen else None,
                 "hears_noise": condition.hears_noise,
+                "text": loaded.text,
                 "set_aside": len(bad),
                 "model": str(model),
                 "search": configs.plain(given),
@@ -205,7 +206,8 @@ def decode(
     """Decode one condition; every rank gets what all of them decoded."""
     streams = {name: model.inputs[name] for name in condition.streams}
     config = DataConfig(valid_cuts=[cuts], streams=streams, batch_s=batch_s, max_batch_s=batch_s, workers=workers)
-    batches = Validation(config, CutDataset(Reading(streams=streams, mix_noise=frozen)), "main")
+    reading = Reading(streams=streams, text=model.text, mix_noise=frozen)
+    batches = Validation(config, CutDataset(reading), "main")
     lines, seconds, frames = [], 0.0, 0
     for _, batch in progress(batches, condition.name):
         start = time.perf_counter()

@@ -95,14 +95,14 @@ def features(
     from mmspeech import dist
     from mmspeech.cli import extract_features, extract_file
     from mmspeech.cli.cluster import check_names, check_strict
-    from mmspeech.finetuning.recognizer import encoder_in
+    from mmspeech.models.av_encoder import load_encoder
 
     streams = modalities.split(",") if modalities else None
     if out.suffix == ".safetensors":
         if feature is not None or encoder is None or layer is None or len(cuts) > 1:
             raise UserError(f"{out}: holds the frames of one file; give FILE OUT.safetensors --model DIR --layer 9")
         layers = extract_features.layers_of(layer)
-        extract_file.extract(cuts[0], out, encoder_in(encoder), layers, streams, dist.start(device))
+        extract_file.extract(cuts[0], out, load_encoder(encoder).eval(), layers, streams, dist.start(device))
         return
     check_names(cuts, out)
     if (feature is None) == (encoder is None) or (encoder is None) != (layer is None):
@@ -121,7 +121,7 @@ def features(
     if feature is not None:  # reading takes longer than computing
         extractor = extract_features.spectral(feature, dist.start(device or "cpu"))
     else:
-        extractor = extract_features.from_encoder(encoder_in(encoder), layers[0], streams, dist.start(device))
+        extractor = extract_features.from_encoder(load_encoder(encoder), layers[0], streams, dist.start(device))
     with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
         written = sum(
             extract_features.extract(path, out, extractor, rejects, batch_s=batch_seconds, jobs=jobs) for path in cuts

@@ -15,10 +15,10 @@ from mmspeech import dist, files
 from mmspeech.batch import Batch
 from mmspeech.cli import dry_run as dry
 from mmspeech.console import say
-from mmspeech.data import cutfiles, text
+from mmspeech.data import cutfiles
 from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, validation_batches
 from mmspeech.data.reading import has_stream
-from mmspeech.data.text import TokenizerConfig
+from mmspeech.data.text import TRANSCRIPT, TokenizerConfig, check_target, texts_of, train_tokenizer
 from mmspeech.errors import UserError
 from mmspeech.finetuning import recognizer
 from mmspeech.finetuning.ctc import CTC, CTCConfig
@@ -37,9 +37,13 @@ class FinetuneRun:
     pretrained: bool = True  # false: the encoder's sizes, but random weights (the paper's rows without PT)
     streams: list[str] = field(default_factory=list)  # those of the labelled data that are used; empty: all
     valid_streams: list[str] = field(default_factory=list)  # subsets (`audio+video`) validated on; empty: what there is
+    text: str = TRANSCRIPT  # what is learnt: transcript, or translation.LANGUAGE as in translation.es
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig
     training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        check_target(self.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +84,12 @@ def run(
         bool, typer.Option("--dry-run", help="Build the model, take one update on an invented clip, write nothing.")
     ] = False,
 ) -> None:
-    """Fine-tune a recognizer: an attention decoder or CTC on a pre-trained encoder.
+    """Fine-tune a recognizer, or a translator: an attention decoder or CTC on a pre-trained encoder.
 
-    Reads transcribed cuts, writes EXP/model (config.yaml, model.safetensors, tokenizer), EXP/checkpoints,
-    EXP/tensorboard and EXP/metrics.jsonl. The weights that are kept are the best on the validation cuts, over the
-    streams of `valid_streams`. Started again after a stop it goes on; with its output current it does nothing.
+    Reads transcribed cuts (translated ones, if CONF says `text: translation.es`), writes EXP/model (config.yaml,
+    model.safetensors, tokenizer), EXP/checkpoints, EXP/tensorboard and EXP/metrics.jsonl. The weights that are kept are
+    the best on the validation cuts, over the streams of `valid_streams`. Started again after a stop it goes on; with
+    its output current it does nothing.
 
     --dry-run tells sizes and memory of a configuration without any corpus.
 
@@ -123,27 +128,27 @@ def run(
     labelled = cutfiles.open_cuts(config.data.cuts)
     if config.data.max_items is not None:
         labelled = labelled.subset(first=config.data.max_items)
-    told = list(text.transcripts(labelled))
+    told = list(texts_of(labelled, config.text))
     if not told:
-        raise UserError(f"{', '.join(map(str, config.data.cuts))}: no cut has a transcript; give transcribed cuts")
-    tokenizer = text.train_tokenizer(told, config.tokenizer)
+        raise UserError(f"{', '.join(map(str, config.data.cuts))}: no cut has a {config.text}; give cuts that have one")
+    tokenizer = train_tokenizer(told, config.tokenizer)
     objective = objective_class(start, config.objective, tokenizer.size, seed=config.seed)
 
     data = dataclasses.replace(config.data, streams=chosen_streams(start, config.streams, conf))
-    training = make_reading(data, seed=config.seed, train=True, encode_text=tokenizer.encode)
+    training = make_reading(data, seed=config.seed, train=True, encode_text=tokenizer.encode, text=config.text)
     stream = TrainingStream(data, training, seed=config.seed)
     validation = None
     if data.valid_cuts:
         subsets = subsets_there(config.valid_streams, start, data.valid_cuts, conf)
         seen = dataclasses.replace(data, streams=chosen_streams(start, [], conf)) if subsets else data
-        watching = make_reading(seen, seed=config.seed, train=False, encode_text=tokenizer.encode)
+        watching = make_reading(seen, seed=config.seed, train=False, encode_text=tokenizer.encode, text=config.text)
         batches = validation_batches(seen, watching)
         validation = EachSubset(batches, subsets) if subsets else batches
     say(f"{exp}: {tokenizer.size} {tokenizer.kind}, {stream.seconds:.0f} s x {stream.batches_per_update} per update")
     trainer.run(objective, stream, config.training, exp, validation=validation, device=device)
     weights = checkpoint.whole_weights(objective)
     if dist.is_first():
-        recognizer.save(objective, tokenizer, exp / "model", weights)
+        recognizer.save(objective, tokenizer, exp / "model", weights, text=config.text)
         files.write_json(exp / "model" / "data.json", configs.plain(config.data))  # where the cuts lie: no setting
         stage.record()
         say(f"{exp / 'model'}: written")

@@ -10,14 +10,16 @@ from typing import Annotated
 import typer
 
 from mmspeech.cli import prepare_noisy
-from mmspeech.corpora import clips, grid, lrs3, musan, synth
+from mmspeech.corpora import clips, grid, librispeech, lrs3, musan, synth, synth_read
 
 CORPORA: dict[str, Callable[..., None]] = {
     "lrs3": lrs3.prepare,
     "grid": grid.prepare,
     "clips": clips.prepare,
+    "librispeech": librispeech.prepare,
     "musan": musan.prepare,
     "synth": synth.prepare,
+    "synth-read": synth_read.prepare,
     "noisy": prepare_noisy.noisy,
 }
 

@@ -5,7 +5,7 @@ import gzip
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mmspeech import files
 from mmspeech.console import say
-from mmspeech.data.text import normalise
+from mmspeech.data.text import TRANSCRIPT, check_target, normalise
 from mmspeech.errors import UserError
 from mmspeech.plan import Row, load_row
 from mmspeech.scoring import against as beside_paper
@@ -59,38 +59,43 @@ def score_bleu(folders: DecodeFolders, seed: Seed = 0, resamples: Resamples = bo
 
 @app.command("floor")
 def score_floor(
-    train: Annotated[Path, typer.Argument(help="Transcribed training cuts, from whose texts the answer is chosen.")],
+    train: Annotated[Path, typer.Argument(help="Training cuts, from whose texts the answer is chosen.")],
     test: Annotated[Path, typer.Argument(help="Test cuts, on which it is scored.")],
     out: Annotated[Path, typer.Argument(help="Folder to write, e.g. exp/floor.")],
     set_name: Annotated[str | None, typer.Option("--set", help="Name of the test set; default: from its file.")] = None,
+    text: Annotated[str, typer.Option(help="Which texts: transcript, or translation.LANGUAGE.")] = TRANSCRIPT,
     seed: Seed = 0,
     resamples: Resamples = bootstrap.RESAMPLES,
 ) -> None:
-    """What a model without any input reaches: the word error rate of the best constant answer.
+    """What a model without any input reaches: the word error rate, or BLEU, of the best constant answer.
 
     The answer is the string of words that has the fewest errors on the training texts: the best of the transcripts
-    seen there and of strings of their most frequent words, improved word by word. Writes score.json with the label
-    "floor (no input)"; in a table it stands in every column.
+    seen there and of strings of their most frequent words, improved word by word. Of translations it is the one with
+    the highest BLEU on them. Writes score.json with the label "floor (no input)"; in a table it stands in every column.
 
     Example: `mmspeech score floor exp/data/cuts_trainval.jsonl.gz exp/data/cuts_test.jsonl.gz exp/floor`
     """
+    check_target(text)
     name = set_name or test.name.split(".")[0].removeprefix("cuts_")
-    stage = files.Stage(out, [train, test], {"seed": seed, "resamples": resamples, "set": name})
+    stage = files.Stage(out, [train, test], {"seed": seed, "resamples": resamples, "set": name, "text": text})
     if not stage.is_current():
-        known = list(transcripts(train))
-        if not known:
-            raise UserError(f"{train}: no cut has a transcript; give transcribed training cuts")
-        answer = floor.best_constant(known, seed=seed)
-        references = list(transcripts(test))
-        if not references:
-            raise UserError(f"{test}: no cut has a transcript; give a transcribed test set")
-        counts = [wer.count(wer.words_of(text), wer.words_of(answer)) for text in references]
-        score = wer.summary(references, [answer] * len(references), counts, seed=seed, resamples=resamples)
+        known, references = (list(texts_of(path, text)) for path in (train, test))
+        for path, texts in ((train, known), (test, references)):
+            if not texts:
+                raise UserError(f"{path}: no cut has a {text}; give cuts that have one")
+        answer = floor.best_constant(known, metric=metric_of(text), seed=seed)
+        answers = [answer] * len(references)
+        if metric_of(text) == "bleu":
+            score = bleu_score.summary(references, answers, seed=seed, resamples=resamples)
+        else:
+            counts = [wer.count(wer.words_of(said), wer.words_of(answer)) for said in references]
+            score = wer.summary(references, answers, counts, seed=seed, resamples=resamples)
         about = {"label": floor.LABEL, "set": name, "modality": table.ANY, "noise": table.ANY, "answer": answer}
         with stage.writing() as folder:
             files.write_json(folder / "score.json", about | score)
     score = json.loads((out / "score.json").read_text(encoding="utf-8"))
-    say(f"{out}: always answering `{score['answer']}` has a WER of {score['wer']:.1f} % on {name}")
+    value = f"{score['bleu']:.1f} BLEU" if score["metric"] == "bleu" else f"a WER of {score['wer']:.1f} %"
+    say(f"{out}: always answering `{score['answer']}` has {value} on {name}")
 
 
 @app.command("compare")
@@ -238,7 +243,7 @@ def score_report(
         if not (folder / "ref.jsonl").exists() or not wer.read_texts(folder / "ref.jsonl"):
             say(f"{folder}: decoded without transcripts, so there is nothing to score")
         elif not (folder / "score.json").exists():
-            wer.score_folder(folder)
+            (bleu_score if metric_of(text_of(folder)) == "bleu" else wer).score_folder(folder)
     scores = table.collect(experiments)
     made = table.write(scores, out)
     chosen = report.pick_clips(scores, clips, seed=seed)
@@ -280,17 +285,34 @@ def show(made: list[table.Table]) -> None:
         say(f"warning: {line}")
 
 
-def transcripts(cuts: Path) -> Iterable[str]:
-    """The transcripts of a file of cuts, as recognizers write them; cuts without one are passed over.
+def text_of(folder: Path) -> str:
+    """What a decode folder's texts are: transcript, or translation.LANGUAGE."""
+    try:
+        return str(json.loads((folder / "decode.json").read_text(encoding="utf-8")).get("text", TRANSCRIPT))
+    except (OSError, ValueError):
+        return TRANSCRIPT  # whoever scores it says what is wrong with the file
+
+
+def metric_of(text: str) -> Literal["wer", "bleu"]:
+    """How a text is scored: transcripts by word errors, translations by BLEU."""
+    return "bleu" if text.startswith("translation.") else "wer"
+
+
+def texts_of(cuts: Path, text: str) -> Iterable[str]:
+    """The transcripts, or translations, of a file of cuts, as models write them; cuts without are passed over.
 
     Read as plain JSON: lhotse need not be imported, which takes longer than the work.
     """
+    language = text.partition(".")[2]
     try:
         with gzip.open(cuts, "rt", encoding="utf-8") as file:
             for line in file:
                 for supervision in json.loads(line).get("supervisions") or ():
-                    if supervision.get("text"):
-                        yield normalise(supervision["text"])
+                    told = supervision.get("text")
+                    if language:
+                        told = ((supervision.get("custom") or {}).get("translation") or {}).get(language)
+                    if told:
+                        yield normalise(told)
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{cuts}: expected gzipped JSON lines of cuts ({error}); write it again") from None
 

@@ -51,6 +51,8 @@ def prepare(
     valid_ids: Path | None = None,
     valid_clips: int = 1200,
     alignments: Path | None = None,
+    translations: Path | None = None,
+    translation_language: str = "es",
     seed: int = 0,
     jobs: int = 4,
     strict: bool = False,
@@ -71,6 +73,8 @@ def prepare(
         valid_ids: File with the validation clips, one SPEAKER/CLIP of trainval per line (usually 1,200).
         valid_clips: Without --valid-ids: about so many clips of trainval, by speaker, at most a tenth.
         alignments: Folder of TextGrid or CTM files with phones, named SPLIT/SPEAKER/CLIP or SPEAKER/CLIP.
+        translations: File of lines SPLIT/SPEAKER/CLIP (or SPEAKER/CLIP), a tab, and the translation of what is said.
+        translation_language: Language of the translations, e.g. es; they are kept in lower case.
         seed: Fixes the choice of validation speakers.
         jobs: Processes that decode clips.
         strict: Stop at the first clip that cannot be used.
@@ -83,8 +87,9 @@ def prepare(
         raise UserError("prepare lrs3: missing OUT; give the folder to write, or --check to look at the corpus only")
     clips, left_out = find_clips(corpus)
     check_places(corpus, out)
-    inputs = [path for path in (corpus, valid_ids, alignments) if path is not None]
-    settings = {"max_s": max_s, "valid_clips": valid_clips, "seed": seed}
+    inputs = [path for path in (corpus, valid_ids, alignments, translations) if path is not None]
+    settings: dict[str, object] = {"max_s": max_s, "valid_clips": valid_clips, "seed": seed}
+    settings["translation_language"] = translation_language if translations else None
     stage = Stage(out, inputs, settings)
     if stage.is_current():
         return
@@ -93,6 +98,11 @@ def prepare(
     say(f"validation: {len(valid)} clips of trainval, list {digest}{'' if valid_ids else f' (seed {seed})'}")
     if alignments:
         clips = with_alignments(clips, alignments)
+    if translations:
+        clips, without = with_translations(clips, translations, translation_language)
+        left_out += without
+        if any(clip.translation for clip in clips if clip.split == "pretrain"):
+            say(f"clips of pretrain longer than {max_s:g} s are cut at pauses: their parts have no translation")
     clips = [
         replace(clip, split="valid") if clip.split == "trainval" and (clip.speaker, clip.name) in valid else clip
         for clip in clips
@@ -199,6 +209,43 @@ def with_alignments(clips: Sequence[Clip], place: Path) -> list[Clip]:
     return aligned
 
 
+def with_translations(clips: Sequence[Clip], path: Path, language: str) -> tuple[list[Clip], list[tuple[str, str]]]:
+    """The clips with their translations, and (item, reason) of lines that name a clip and nothing else.
+
+    Raises UserError for a line that is not a clip, a tab and a text, a clip that comes twice, or if no clip has one.
+    """
+    names: dict[str, list[str]] = {}  # as clips may be called -> their ids
+    for clip in clips:
+        for name in (f"{clip.split}/{clip.speaker}/{clip.name}", f"{clip.speaker}/{clip.name}"):
+            names.setdefault(name, []).append(clip.id)
+    told: dict[str, str] = {}
+    empty, absent = [], []
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        fields = line.split("\t")
+        if len(fields) != 2:
+            raise UserError(f"{path}:{number}: expected a clip, a tab and its translation, found {line!r}; mend it")
+        name = fields[0].strip().removesuffix(".mp4").removesuffix(".txt")
+        if not clean(fields[1]):
+            empty.append((name, f"{path}:{number}: no translation of {name}; the clip goes without"))
+        elif name not in names:
+            absent.append(name)
+        named = names.get(name, [])
+        if len(named) > 1 or (named and named[0] in told):
+            wrong = "is in several splits; write SPLIT/SPEAKER/CLIP" if len(named) > 1 else "comes twice; keep one line"
+            raise UserError(f"{path}:{number}: {name} {wrong}")
+        told |= dict.fromkeys(named, clean(fields[1]))
+    told = {clip_id: text for clip_id, text in told.items() if text}
+    if not told:
+        name = f"{clips[0].split}/{clips[0].speaker}/{clips[0].name}"
+        raise UserError(f"{path}: no translation of a clip of this corpus; expected lines like {name}<TAB>TRANSLATION")
+    say(f"{path}: translations ({language}) of {len(told)} of {len(clips)} clips")
+    if absent:
+        say(f"{path}: {len(absent)} of its clips are not in the corpus, such as {absent[0]}")
+    return [replace(clip, translation={language: told[clip.id]}) if clip.id in told else clip for clip in clips], empty
+
+
 def read_clip(clip: Clip, audio: Path, max_frames: int) -> list[MonoCut]:
     """One clip as a cut, or several if it is one of pretrain and too long; BadItem if it cannot be used."""
     transcript = read_transcript(clip.transcript or clip.media.with_suffix(".txt"))
@@ -207,7 +254,10 @@ def read_clip(clip: Clip, audio: Path, max_frames: int) -> list[MonoCut]:
     num_frames = round(whole.duration * FRAMES_PER_S)
     if clip.split != "pretrain" or num_frames <= max_frames:
         tiers = {tier: within(items, 0.0, whole.duration) for tier, items in tiers.items()}
-        return [supervise(whole, clip.speaker, transcript.text, "en", tiers)]
+        cut = supervise(whole, clip.speaker, transcript.text, "en", tiers)
+        if clip.translation:
+            cut.supervisions[0].custom = {"translation": clip.translation}
+        return [cut]
     cuts = []
     try:
         segments = split_at_pauses(transcript.words, num_frames, max_frames)

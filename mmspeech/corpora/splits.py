@@ -10,8 +10,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
@@ -40,13 +41,15 @@ class Clip:
     media: Path
     transcript: Path | None = None
     alignment: tuple[alignments.Place, ...] = ()
+    translation: dict[str, str] = field(default_factory=dict)  # language -> text
 
     @property
     def id(self) -> str:
         return f"{self.split}-{self.speaker}-{self.name}"
 
 
-Read = Callable[[Clip, Path], list[MonoCut]]  # (clip, folder for the audio) -> its cuts; raises BadItem
+AnyClip = TypeVar("AnyClip", bound=Clip)
+Read = Callable[[AnyClip, Path], list[MonoCut]]  # (clip, folder for the audio) -> its cuts; raises BadItem
 
 
 def check_places(corpus: Path, out: Path) -> None:
@@ -57,8 +60,8 @@ def check_places(corpus: Path, out: Path) -> None:
 
 def write_splits(
     stage: Stage,
-    clips: Sequence[Clip],
-    read: Read,
+    clips: Sequence[AnyClip],
+    read: Read[AnyClip],
     *,
     jobs: int,
     strict: bool,
@@ -178,5 +181,5 @@ def list_digest(names: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:12]
 
 
-def _with_split(read: Read, audio: Path, clip: Clip) -> tuple[str, list[MonoCut]]:
+def _with_split(read: Read[AnyClip], audio: Path, clip: AnyClip) -> tuple[str, list[MonoCut]]:
     return clip.split, read(clip, audio)

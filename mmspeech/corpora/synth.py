@@ -68,7 +68,7 @@ class Sound:
 
 
 class Made(NamedTuple):
-    """What became of a clip: for the summary and the table of translations."""
+    """What became of a clip: for the summary and the translations."""
 
     clip: Clip
     words: tuple[str, ...]
@@ -92,8 +92,8 @@ def prepare(
 
     OUT receives lrs3/ (mp4 and txt in LRS3's layout: pretrain, trainval, test; no speaker in two of them),
     alignments/ (TextGrid), landmarks/ (68 points per frame), musan/ (noise in MUSAN's layout, of other speakers) and,
-    for commands, translations.tsv. A clip lasts about 2.3 seconds. Does nothing if OUT is current. Next:
-    `mmspeech prepare lrs3 OUT/lrs3 ...` and `mmspeech prepare musan OUT/musan ...`.
+    for commands, translations/es.tsv and de.tsv (`prepare lrs3 --translations`). A clip lasts about 2.3 seconds. Does
+    nothing if OUT is current. Next: `mmspeech prepare lrs3 OUT/lrs3 ...`, `mmspeech prepare musan OUT/musan ...`.
 
     Example: `mmspeech prepare synth exp/synth --seed 0`
 
@@ -128,7 +128,7 @@ def prepare(
             )
         (folder / "lrs3" / STAND_IN).write_text(f"synth {vocabulary}\n", encoding="utf-8")
         if vocabulary == "commands":
-            write_translations(folder / "translations.tsv", made)
+            write_translations(folder / "translations", made)
     for split in SPLITS:
         own = [item for item in made if item.clip.split == split]
         minutes = sum(item.duration_s for item in own) / 60
@@ -145,7 +145,7 @@ def plan_clips(seed: int, vocabulary: str, difficulty: float, counts: dict[str, 
         raise UserError(f"difficulty: expected 0 to 1, not {difficulty}")
     if speakers < len(SPLITS):
         raise UserError(f"speakers: expected at least {len(SPLITS)}, not {speakers}; every split needs its own")
-    timbres = _timbres(seed)
+    timbres = timbres_of(seed)
     rest = speakers - len(SPLITS)
     sizes = [1 + round(share * rest) for share in SHARES[:2]]
     sizes.append(speakers - sum(sizes))
@@ -167,7 +167,7 @@ def plan_clips(seed: int, vocabulary: str, difficulty: float, counts: dict[str, 
 
 def plan_sounds(seed: int, noise_files: int) -> list[Sound]:
     """All files of the noise corpus; a folder of speech holds one speaker."""
-    timbres = _timbres(seed)["noise"]
+    timbres = timbres_of(seed)["noise"]
     sounds = []
     for k in range(noise_files):
         speaker = f"n{k % NOISE_SPEAKERS:02d}"
@@ -209,7 +209,7 @@ def make_clip(clip: Clip, folder: Path) -> Made:
     cv2.setNumThreads(1)
     sentence = sentence_of(clip)
     draw = functools.partial(numpy_rng, clip.seed)
-    samples, phones, words = _record(clip, sentence)
+    samples, phones, words = record(sentence, voice_of(clip), clip.difficulty, draw("synth recording", clip.id))
     num_frames = len(samples) // SAMPLES_PER_FRAME
     habits = synth_lips.draw_habits(clip.difficulty, draw("synth habits", clip.speaker))
     mouth = synth_lips.move(phones, words, num_frames, habits, draw("synth mouth", clip.id))
@@ -269,25 +269,25 @@ def text_grid(phones: Sequence[Mark], words: Sequence[Mark], duration_s: float) 
     return "\n".join(lines) + "\n"
 
 
-def write_translations(path: Path, made: Sequence[Made]) -> None:
-    """A table of the clips' texts: the cut's id, English, then one column per language."""
-    languages = sorted(made[0].translation)
-    rows = ["\t".join(["id", "en", *languages])]
-    for item in made:
-        rows.append("\t".join([item.clip.id, " ".join(item.words), *(item.translation[code] for code in languages)]))
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+def write_translations(folder: Path, made: Sequence[Made]) -> None:
+    """A file per language, LANGUAGE.tsv, with lines SPLIT/SPEAKER/CLIP, a tab, and what is said in that language."""
+    folder.mkdir()
+    for language in made[0].translation:
+        lines = [f"{clip.split}/{clip.speaker}/{clip.name}\t{texts[language]}\n" for clip, _, texts, _ in made]
+        (folder / f"{language}.tsv").write_text("".join(lines), encoding="utf-8")
 
 
-def _record(clip: Clip, sentence: synth_text.Sentence) -> tuple[NDArray[np.float32], list[Mark], list[Mark]]:
-    """The clip's sound, as long as a whole number of frames, with the times of phones and words in it."""
-    rng = numpy_rng(clip.seed, "synth recording", clip.id)
-    speech = synth_speech.speak(sentence.words, sentence.spoken, voice_of(clip))
+def record(
+    sentence: synth_text.Sentence, voice: synth_speech.Voice, difficulty: float, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], list[Mark], list[Mark]]:
+    """A sentence's sound, as long as a whole number of frames, with the times of phones and words in it."""
+    speech = synth_speech.speak(sentence.words, sentence.spoken, voice)
     before = int(rng.uniform(0.12, 0.36) * RATE_HZ)
     total = before + len(speech.samples) + int(rng.uniform(0.12, 0.36) * RATE_HZ)
     total += -total % SAMPLES_PER_FRAME
     samples = np.zeros(total, np.float32)
     samples[before : before + len(speech.samples)] = synth_noise.level(speech.samples) * rng.uniform(0.5, 1.5)
-    floor_db = -70.0 + 25.0 * clip.difficulty * rng.uniform()
+    floor_db = -70.0 + 25.0 * difficulty * rng.uniform()
     samples += 10 ** (floor_db / 20) * rng.standard_normal(total, np.float32)
     later = before / RATE_HZ
     phones = [mark.later(later) for mark in speech.phones]
@@ -300,7 +300,7 @@ def _painter(look: synth_face.Look) -> synth_paint.Painter:
     return synth_paint.Painter(look)
 
 
-def _timbres(seed: int) -> dict[str, list[str]]:
+def timbres_of(seed: int) -> dict[str, list[str]]:
     """The timbres of each split and of the noise: none in two of them, the high ones spread evenly."""
     order = [str(timbre) for timbre in numpy_rng(seed, "synth timbres").permutation(synth_speech.TIMBRES)]
     high = [timbre for timbre in order if timbre in synth_speech.HIGH_TIMBRES]

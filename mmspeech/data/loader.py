@@ -34,6 +34,7 @@ from mmspeech.console import say_here
 from mmspeech.data import cutfiles
 from mmspeech.data.noise import NoiseConfig, NoisePool, training_noises
 from mmspeech.data.reading import FRAMES_PER_S, Reading, check_streams, collate, has_stream, read_item, repeat_item
+from mmspeech.data.text import TRANSCRIPT
 from mmspeech.errors import BadItem, UserError
 
 MAX_BAD = 100  # cuts that are tried until one can be read
@@ -80,7 +81,12 @@ class DataConfig:
 
 
 def make_reading(
-    config: DataConfig, *, seed: int, train: bool, encode_text: Callable[[str], list[int]] | None = None
+    config: DataConfig,
+    *,
+    seed: int,
+    train: bool,
+    encode_text: Callable[[str], list[int]] | None = None,
+    text: str = TRANSCRIPT,
 ) -> Reading:
     """How the items of a run are read; noise, trims, crops and flips in training only.
 
@@ -96,6 +102,7 @@ def make_reading(
         seed=seed,
         units=config.units,
         encode_text=encode_text,
+        text=text,
         trim_s=config.trim_s if train else None,
         mix_noise=noise,
     )

@@ -18,6 +18,7 @@ from mmspeech import config as configs
 from mmspeech import seeds
 from mmspeech.batch import Batch
 from mmspeech.data import audio, units, video
+from mmspeech.data.text import TRANSCRIPT, text_of
 from mmspeech.errors import BadItem, UserError
 
 FRAMES_PER_S = 25
@@ -34,7 +35,8 @@ class Reading:
     train: bool = False  # random crops, flips, trims; else the middle of the frame and the whole cut
     seed: int = 0
     units: str | None = None  # name of the units that become targets["units"]
-    encode_text: Callable[[str], list[int]] | None = None  # transcript -> token ids that become targets["text"]
+    encode_text: Callable[[str], list[int]] | None = None  # text -> token ids that become targets["text"]
+    text: str = TRANSCRIPT  # which text of a cut that is; or translation.LANGUAGE
     trim_s: float | None = None  # longer cuts are trimmed to a random span of this length
     mix_noise: Mixer | None = None
 
@@ -137,11 +139,11 @@ def read_item(cut: Cut, reading: Reading, number: int = 0) -> Item:
                 f"{cut.id}: {len(own_units)} units `{reading.units}` for {frames} frames ({MAX_MISSING} may be "
                 f"missing); label this cut again"
             )
-    text = next((s.text for s in cut.supervisions if s.text), "")
+    text = text_of(cut, reading.text)
     tokens = None
     if reading.encode_text is not None:
-        if not text.strip():
-            raise BadItem(f"{cut.id}: expected a transcript, found none; give cuts with text")
+        if not text:
+            raise BadItem(f"{cut.id}: expected a {reading.text}, found none; give cuts that have one")
         tokens = reading.encode_text(text)
     kept = {name: stream[:frames] for name, stream in streams.items()}
     return Item(cut.id, kept, None if own_units is None else own_units[:frames], tokens, text)

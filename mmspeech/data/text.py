@@ -21,11 +21,12 @@ from mmspeech.errors import UserError
 from mmspeech.files import replacing, write_json
 
 if TYPE_CHECKING:  # slow to import, and scoring, which normalises texts too, can do without
-    from lhotse import CutSet
+    from lhotse.cut import Cut
 
 START, PAD, END, UNKNOWN = range(4)
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 SPACE = "▁"
+TRANSCRIPT = "transcript"  # which of a cut's texts is learnt; or translation.LANGUAGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     """
     texts = [text for text in map(normalise, texts) if text]
     if not texts:
-        raise UserError("tokenizer: no text to learn from; give cuts that have transcripts")
+        raise UserError("tokenizer: no text to learn from; give cuts that have texts")
     if config.kind == "unigram":
         if config.size is None:
             raise UserError("tokenizer.size: unigram pieces need a size; set one, e.g. 1000 for LRS3")
@@ -114,12 +115,28 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     return Tokenizer(config.kind, symbols[: config.size])
 
 
-def transcripts(cuts: "CutSet") -> Iterator[str]:
+def check_target(target: str) -> None:
+    """Raise UserError unless it names one of a cut's texts: `transcript`, or `translation.es` for the Spanish one."""
+    kind, _, language = target.partition(".")
+    if target != TRANSCRIPT and (kind != "translation" or not language):
+        raise UserError(f"text: {target!r}; expected {TRANSCRIPT}, or translation.LANGUAGE as in translation.es")
+
+
+def text_of(cut: "Cut", target: str = TRANSCRIPT) -> str:
+    """What a model is to make of a cut: its transcript, or its translation into a language; "" where it has none."""
+    language = target.partition(".")[2]
+    for supervision in cut.supervisions:
+        text = supervision.text
+        if language:
+            text = ((supervision.custom or {}).get("translation") or {}).get(language)
+        if text and text.strip():
+            return text
+    return ""
+
+
+def texts_of(cuts: Iterable["Cut"], target: str = TRANSCRIPT) -> Iterator[str]:
     """The texts of all cuts that have one."""
-    for cut in cuts:
-        for supervision in cut.supervisions:
-            if supervision.text:
-                yield supervision.text
+    return (text for cut in cuts if (text := text_of(cut, target)))
 
 
 def normalise(text: str) -> str:

@@ -1,6 +1,6 @@
 """A fine-tuned model on disk: everything that decoding needs in one folder.
 
-config.yaml          task, objective, encoder, how its streams are read
+config.yaml          task, text (transcript or translation.es), objective, encoder, how its streams are read
 model.safetensors    weights of encoder and head
 tokenizer.json ...   written by the tokenizer itself
 """
@@ -20,7 +20,7 @@ from mmspeech.errors import UserError
 from mmspeech.files import replace_folder, replacing
 from mmspeech.finetuning.ctc import CTC, CTCConfig
 from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
-from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_encoder, load_weights
+from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_weights
 
 TASKS: dict[str, tuple[type, type]] = {"seq2seq": (Seq2SeqConfig, Seq2Seq), "ctc": (CTCConfig, CTC)}
 
@@ -38,6 +38,7 @@ class Recognizer:
     task: str
     objective: Seq2Seq | CTC
     folder: Path
+    text: str = "transcript"  # what it makes of speech; or translation.LANGUAGE
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -46,11 +47,16 @@ class Recognizer:
 
 
 def save(
-    objective: Seq2Seq | CTC, tokenizer: SavesItself, folder: Path, weights: Mapping[str, Tensor] | None = None
+    objective: Seq2Seq | CTC,
+    tokenizer: SavesItself,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+    text: str = "transcript",
 ) -> None:
     """Write a recognizer's folder; what lay there is replaced when all is written.
 
     Args:
+        text: what it makes of speech, `transcript` or `translation.LANGUAGE`.
         weights: whole ones, for an objective whose own are sharded (FSDP2).
     """
     task = next(name for name, (_, kind) in TASKS.items() if isinstance(objective, kind))  # FSDP2 makes a subclass
@@ -65,6 +71,7 @@ def save(
             path.write_bytes(safetensors.save(weights))
         tree = {
             "task": task,
+            "text": text,
             "vocab_size": objective.vocab_size,
             "objective": asdict(objective.config),
             "model": asdict(objective.encoder.config),
@@ -92,17 +99,4 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Recognizer:
     encoder = AVEncoder(configs.build(tree.get("model", {}), AVEncoderConfig, file), tree.get("inputs"))
     objective = objective_class(encoder, configs.build(tree.get("objective", {}), kind, file), tree["vocab_size"])
     load_weights(objective, weights)
-    return Recognizer(task, objective.to(device).eval(), folder)
-
-
-def encoder_in(folder: Path | str) -> AVEncoder:
-    """The encoder of a pre-training run's `encoder` folder or of a recognizer's, in evaluation mode.
-
-    Raises UserError if it is neither.
-    """
-    folder = Path(folder)
-    if (folder / "encoder.safetensors").exists():
-        return load_encoder(folder).eval()
-    if not (folder / "model.safetensors").exists():
-        raise UserError(f"{folder}: no encoder.safetensors or model.safetensors; give the folder of a trained model")
-    return load(folder).objective.encoder
+    return Recognizer(task, objective.to(device).eval(), folder, str(tree.get("text", "transcript")))

@@ -220,11 +220,12 @@ def save_encoder(encoder: AVEncoder, folder: Path, weights: Mapping[str, Tensor]
     configs.dump({"model": encoder.config, "inputs": encoder.inputs}, folder / "config.yaml")
 
 
-def load_encoder(folder: Path) -> AVEncoder:
+def load_encoder(folder: Path | str) -> AVEncoder:
     """The encoder in a folder written by `save_encoder`, or that of a recognizer, whose head is left: a line says so.
 
     Raises UserError if it is no such folder or its weights do not fit its config.
     """
+    folder = Path(folder)
     file, weights, recognizer = (folder / name for name in ("config.yaml", "encoder.safetensors", "model.safetensors"))
     if not file.exists() or not (weights.exists() or recognizer.exists()):
         raise UserError(f"{folder}: expected config.yaml and encoder.safetensors; give the `encoder` folder of a run")

@@ -1,8 +1,9 @@
 """How the report looks: its frame and its style, in light and dark."""
 
-READING = """<p class="note">Lower is better. Small figures: 95&nbsp;% interval, from resampling utterances. A
-<code>#</code> names the frozen noise that was added: rates compare only under the same one. The floor is the best
-constant answer that the training texts suggest: what can be had without listening or looking.</p>"""
+READING = """<p class="note">Error rates: lower is better; BLEU: higher. Small figures: 95&nbsp;% interval, from
+resampling utterances. A <code>#</code> names the frozen noise that was added: rates compare only under the same one.
+The floor is the best constant answer that the training texts suggest: what can be had without listening or
+looking.</p>"""
 
 FRAME = """<!doctype html>
 <html lang="en">

@@ -50,7 +50,7 @@ def write(
     curves = training_curves(folders)
     made = table.tables(scores)
     sections = [
-        ("Error rates", "".join(map(table_html, made)) + page.READING + "".join(map(note_html, table.notes(made)))),
+        ("Scores", "".join(map(table_html, made)) + page.READING + "".join(map(note_html, table.notes(made)))),
         ("Beside the paper", "".join(map(against_html, compared))),
         ("Word error rate over noise", figure_html(plots.rate_over_snr(scores))),
         ("Clips of the test set", "".join(clip_html(clip) for clip in clips)),
@@ -78,12 +78,16 @@ def training_curves(folders: Sequence[Path]) -> dict[str, str]:
 
 
 def pick_clips(scores: Sequence[table.Score], number: int, *, seed: int = 0) -> list[Clip]:
-    """A seeded choice of the clips that every system and modality decoded, with their texts."""
+    """A seeded choice of the clips that every system and modality decoded, with their texts.
+
+    Of recognizers and translators together only the first kind: their references are other texts.
+    """
     scores = [score for score in table.with_distinct_labels(scores) if (score.folder / "hyp.jsonl").exists()]
-    sets = dict.fromkeys(score.set for score in scores)
-    shown = "test" if "test" in sets else next(iter(sets), None)
+    sets = dict.fromkeys((score.set, score.metric) for score in scores)
+    shown = next((one for one in sets if one[0] == "test"), next(iter(sets), None))
     scores = sorted(
-        (score for score in scores if score.set == shown), key=lambda score: table.column_order(score.column)
+        (score for score in scores if (score.set, score.metric) == shown),
+        key=lambda score: table.column_order(score.column),
     )
     heard = {score: wer.read_texts(score.folder / "hyp.jsonl") for score in scores}
     said = wer.read_texts(scores[0].folder / "ref.jsonl") if scores else {}

@@ -24,6 +24,7 @@ babbles=         # mixtures of 30 voices; by default 10000, for synth 150
 max_clip=15      # seconds; longer utterances of LRS3 are split at pauses
 valid_ids=       # only lrs3: file with the validation clips, one SPEAKER/CLIP of trainval per line; else by speaker
 alignments=      # only lrs3: folder of TextGrid or CTM files with phones, to measure units against
+translations=    # only lrs3: file of lines SPLIT/SPEAKER/CLIP, a tab and the translation, for plans that translate
 source "$here/../../bin/stages.sh" "$@"   # reads the options above, --stage, --stop-stage, --help; defines begin_stage
 case $corpus in synth | lrs3 | grid | clips) ;; *) stop "--corpus $corpus: expected synth, lrs3, grid or clips" ;; esac
 jobs=${jobs:-$(getconf _NPROCESSORS_ONLN)}
@@ -41,15 +42,17 @@ iter() { if [ -n "$row" ]; then echo "$exp/$(sed -n "$1p" <<< "$folders")"; else
 recognizer() { basename "${row:-$1}" .yaml; }   # its folder and label; a row has one
 noise=$(plan noise)
 noisy=$(plan "noisy${init:+-finetune}" | sed -n 1p)
-[ "$corpus" = lrs3 ] || [ -z "$valid_ids$alignments" ] || stop "--valid-ids and --alignments are for --corpus lrs3; leave them out"
+language=$(plan texts | sed -n 's/^translation\.//p' | sed -n 1p)
+[ "$corpus" = lrs3 ] || [ -z "$valid_ids$alignments$translations" ] || stop "--valid-ids, --alignments and --translations are for --corpus lrs3; leave them out"
 if [ "$corpus" = synth ]; then
   [ -z "$data$musan$landmarks" ] || stop "--data, --musan, --landmarks: the embedded corpus brings its own; add --corpus lrs3, grid or clips"
   data=$exp/corpus/lrs3 musan=$exp/corpus/musan landmarks=$exp/corpus/landmarks alignments=$exp/corpus/alignments
-  babbles=${babbles:-150}
+  babbles=${babbles:-150} translations=${language:+$exp/corpus/translations/$language.tsv}
 fi
 [ -n "$data" ] || [ "$dry_run" = yes ] || stop "--data: the folder of corpus $corpus is missing; give it, or leave --corpus out"
 # Now, not after the days until that file's turn.
 [ -n "$musan" ] || [ -z "$noisy" ] || [ "$stage" -gt 6 ] || [ "$dry_run" = yes ] || stop "--musan: missing, but $noisy trains with noise; give MUSAN's folder, or a --conf without noise"
+[ -n "$translations" ] || [ -z "$language" ] || [ "$stage" -gt 1 ] || [ "$dry_run" = yes ] || stop "--translations: missing, but $conf translates to $language; give a file of lines SPLIT/SPEAKER/CLIP, a tab and the translation (--corpus lrs3)"
 if [ "$corpus" != synth ] && [ -z "$landmarks" ] && [ "$dry_run" = no ] && [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ] && ! python -c "import mediapipe" 2> /dev/null; then
   echo "no MediaPipe: pictures cannot be cropped, videos will stop at stage 2; run bin/setup synth video, or give --landmarks" >&2
 fi
@@ -110,7 +113,8 @@ if begin_stage 1 "cuts: audio as FLAC, transcripts, splits; noise if there is an
   case $corpus in synth | lrs3)
     own=(--max-s "$max_clip")
     [ -z "$valid_ids" ] || own+=(--valid-ids "$valid_ids")
-    [ -z "$alignments" ] || own+=(--alignments "$alignments") ;;
+    [ -z "$alignments" ] || own+=(--alignments "$alignments")
+    [ -z "$translations" ] || own+=(--translations "$translations" --translation-language "${language:-es}") ;;
   esac
   mmspeech prepare "${corpus/synth/lrs3}" "$data" "$exp/data" --jobs "$jobs" ${own[@]+"${own[@]}"}
   if [ -n "$musan" ]; then
@@ -183,7 +187,10 @@ if begin_stage 7 "decoding the test set: every recognizer, streams and noise" &&
 fi
 
 if begin_stage 8 "word error rates, table and report" && tested scoring; then
-  mmspeech score floor "$exp/mouth/cuts_trainval.jsonl.gz" "$exp/mouth/cuts_test.jsonl.gz" "$exp/floor"
+  for text in $(plan texts); do   # transcript, translation.es
+    out=$exp/floor-$text
+    mmspeech score floor "$exp/mouth/cuts_trainval.jsonl.gz" "$exp/mouth/cuts_test.jsonl.gz" "${out%-transcript}" --text "$text"
+  done
   paper=()
   [ -z "$row" ] || paper=(--against "$row")
   mmspeech score report "$exp" --cuts "$exp/mouth/cuts_test.jsonl.gz" ${paper[@]+"${paper[@]}"}

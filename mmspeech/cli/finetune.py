@@ -102,12 +102,14 @@ def run(
     torch.manual_seed(config.seed)
     if not config.pretrained:
         start = AVEncoder(start.config, start.inputs)
-    labelled = cutfiles.open_cuts(config.data.cuts)
+    labelled = cutfiles.open_cuts(config.data.train_files)
     if config.data.max_items is not None:
         labelled = labelled.subset(first=config.data.max_items)
     told = list(text.transcripts(labelled))
     if not told:
-        raise UserError(f"{', '.join(map(str, config.data.cuts))}: no cut has a transcript; give transcribed cuts")
+        raise UserError(
+            f"{', '.join(map(str, config.data.train_files))}: no cut has a transcript; give transcribed cuts"
+        )
     tokenizer = text.train_tokenizer(told, config.tokenizer)
     objective = objective_class(start, config.objective, tokenizer.size, seed=config.seed)
 

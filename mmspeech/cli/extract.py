@@ -60,7 +60,8 @@ def features(
     encoder: Annotated[Path | None, typer.Option(help="Or: `encoder` folder of a pre-training run.")] = None,
     layer: Annotated[int | None, typer.Option(help="Of the encoder: k for block k, 0 for the fused features.")] = None,
     modalities: Annotated[
-        str | None, typer.Option(help="Streams it gets, e.g. audio,video; default: all it has.")
+        str | None,
+        typer.Option(help="Subsets of streams it gets: av, a, v, or names as in audio+video. Without: what a cut has."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one, for --feature the CPU.")
@@ -71,15 +72,22 @@ def features(
 ) -> None:
     """Frames at 25 per second for `mmspeech cluster`: spectral features, or a layer of an encoder.
 
-    OUT also gets features/ (half precision) and rejected.jsonl. Stopped, it goes on where it was.
+    OUT also gets features/ (half precision) and rejected.jsonl. With --modalities each subset has a folder of its own,
+    OUT/av, OUT/a ..., for `cluster fit` to learn from any of them or all; cuts that lack a stream of it are not in
+    there. Stopped, it goes on where it was.
 
     Example: `mmspeech extract features exp/mouth/cuts_*.jsonl.gz exp/my-mfcc --feature mfcc`
 
     Example: `mmspeech extract features exp/mouth/cuts_*.jsonl.gz exp/my-frames --encoder exp/iter2/encoder --layer 3`
+
+    Example: `mmspeech extract features exp/mouth/cuts_*.jsonl.gz exp/my-subsets --encoder exp/iter2/encoder --layer 3
+    --modalities av,a,v`
     """
+    from mmspeech import config as configs
     from mmspeech import dist
     from mmspeech.cli import extract_features
     from mmspeech.cli.cluster import check_names, check_strict
+    from mmspeech.data.reading import named_streams
     from mmspeech.models.av_encoder import load_encoder
 
     check_names(cuts, out)
@@ -87,21 +95,34 @@ def features(
         raise UserError("extract features: give --feature, or --encoder together with --layer")
     if feature is not None and feature not in extract_features.SPECTRAL:
         raise UserError(f"--feature {feature}: expected one of {', '.join(extract_features.SPECTRAL)}")
-    streams = modalities.split(",") if modalities else None
-    settings = {"feature": feature, "layer": layer, "modalities": streams}
-    weights = [] if encoder is None else [encoder / "encoder.safetensors", encoder / "config.yaml"]
-    stage = files.Stage(out, [*cuts, *weights], settings)
-    if stage.is_current():
-        check_strict(out, strict)
-        return
-    if feature is not None:  # reading takes longer than computing
-        extractor = extract_features.spectral(feature, dist.start(device or "cpu"))
-    else:
-        extractor = extract_features.from_encoder(load_encoder(encoder), layer, streams, dist.start(device))
-    with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
-        written = sum(
-            extract_features.extract(path, out, extractor, rejects, batch_s=batch_seconds, jobs=jobs) for path in cuts
+    if feature is not None and modalities:
+        raise UserError(
+            f"--modalities {modalities}: is for --encoder, --feature {feature} is made of sound; leave it out"
         )
-        if not written:
-            raise UserError(f"{', '.join(map(str, cuts))}: no cut gave frames; reasons in {rejects.path}")
-    say(f"{out}: {written} cuts with frames")
+    known = {} if encoder is None else configs.read(encoder / "config.yaml").get("inputs") or {}
+    weights = [] if encoder is None else [encoder / "encoder.safetensors", encoder / "config.yaml"]
+    for subset in modalities.split(",") if modalities else [None]:
+        streams = None if subset is None else named_streams(subset, known, "--modalities")
+        place = out if subset is None else out / subset
+        settings = {"feature": feature, "layer": layer, "modalities": streams}
+        stage = files.Stage(place, [*cuts, *weights], settings)
+        if stage.is_current():
+            check_strict(place, strict)
+            continue
+        if feature is not None:  # reading takes longer than computing
+            extractor = extract_features.spectral(feature, dist.start(device or "cpu"))
+        else:
+            extractor = extract_features.from_encoder(load_encoder(encoder), layer, streams, dist.start(device))
+        with stage.resuming(), files.Rejects(place / "rejected.jsonl", strict) as rejects:
+            found = [
+                extract_features.extract(path, place, extractor, rejects, batch_s=batch_seconds, jobs=jobs)
+                for path in cuts
+            ]
+            written, lacking = (sum(counts) for counts in zip(*found, strict=True))
+            if not written:
+                raise UserError(
+                    f"{', '.join(map(str, cuts))}: no cut gave frames; "
+                    + (f"none has {'+'.join(streams)}" if lacking else f"reasons in {rejects.path}")
+                )
+        left_out = f", {lacking} left out that have not all of {'+'.join(streams)}" if lacking else ""
+        say(f"{place}: {written} cuts with frames{left_out}")

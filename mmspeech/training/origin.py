@@ -31,7 +31,7 @@ def settings(config: object) -> dict[str, Any]:
         for parent in parents:
             node = node.get(parent, {})
         node.pop(last, None)
-    for source in tree["data"]["sources"]:  # which cuts have which weight is one; a set of inputs would not tell
+    for source in tree.get("data", {}).get("sources", []):  # which cuts have which weight is one
         source["cuts"] = [digest(Path(file)) for file in source["cuts"]]
     return tree
 

@@ -2,6 +2,8 @@
 
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/synth.yaml pretrain      prints the value, one line per entry
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy          the files that train with noise
+python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml sources 5      what iteration 5 is trained on
+python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml extra          corpora beside --corpus that it needs
 """
 
 import sys
@@ -12,6 +14,7 @@ from typing import Literal
 
 from mmspeech import config as configs
 from mmspeech.errors import UserError
+from mmspeech.plan_sources import COMPLETE, PlanSource, check_sources, extra_lines, source_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,16 @@ class Plan:
     units: list[str]  # per iteration, what is clustered: mfcc, or the number of a layer of the iteration before
     clusters: list[int]  # per iteration, size of the codebook
     cluster: str = "--share 0.1"  # options of `mmspeech cluster fit`; AV-HuBERT learns from a tenth of the utterances
+    anchor: str = "audio"  # modality whose own features give the first units (u-HuBERT Sec. 3.2)
+    sources: list[PlanSource] = field(default_factory=lambda: [PlanSource(cuts="pretrain+trainval")])
+    pseudo_labels: str = (
+        COMPLETE  # from iteration 2 on, input that units are made from: all of it (the paper's choice),
+    )
+    # or e.g. audio, where a source has it
+    codebook: list[str] = field(
+        default_factory=list
+    )  # from iteration 2 on, inputs whose features the codebook is learnt
+    # from, together: [audio+video] (the paper), [audio, video, audio+video] ... Empty: the features that are labelled
     finetune: list[str]  # one YAML per recognizer
     labelled: list[Literal["trainval", "pretrain+trainval"]] = field(default_factory=list)  # per recognizer, what it
     # is tuned on: of LRS3 30 h or 433 h; without entries, each on trainval
@@ -35,6 +48,7 @@ class Plan:
             raise UserError("pretrain:, units: and clusters: need one entry per iteration each; add what is missing")
         if self.units and self.units[0] != "mfcc":
             raise UserError(f"units: the first iteration has no layer {self.units[0]}; start with mfcc")
+        check_sources(self.sources, len(self.pretrain), self.anchor)
         if not self.labelled:
             object.__setattr__(self, "labelled", ["trainval"] * len(self.finetune))
         if len(self.labelled) != len(self.finetune):
@@ -59,10 +73,14 @@ def noisy(files: Iterable[Path]) -> list[Path]:
 def main() -> None:
     """Print one field of a plan, one line per entry of a list."""
     try:
-        file, key = Path(sys.argv[1]), sys.argv[2]
+        file, key, *number = Path(sys.argv[1]), *sys.argv[2:]
         plan = configs.load(file, Plan)
         if key == "noisy":
             value = noisy(file.parent / name for name in [*plan.pretrain, *plan.finetune])
+        elif key == "sources" and number:
+            value = source_lines(plan.sources, int(number[0]), plan.pseudo_labels, plan.codebook)
+        elif key == "extra":
+            value = extra_lines(plan.sources)
         else:
             value = getattr(plan, key)
     except UserError as error:

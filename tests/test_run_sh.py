@@ -175,6 +175,7 @@ def test_recipe_goes_to_the_end_on_two_processes_and_then_has_nothing_to_do(tmp_
         "units": ["mfcc"],
         "clusters": [7],
         "cluster": "--starts 1",
+        "sources": [{"cuts": "trainval", "weight": 2}, {"cuts": "pretrain", "streams": ["audio"], "weight": 1}],
         "finetune": ["ctc.yaml"],
         "modality": "av",
         "noise": "clean",

@@ -191,6 +191,17 @@ def test_pretraining_runs_on_sources_of_all_kinds(corpora, tmp_path, capsys):
     assert f"{av}: 8 cuts, 0.00 h; 50.0% of a pass, each cut 1.50 times" in said
     assert f"{hidden}: 8 cuts, 0.00 h, audio alone; 25.0% of a pass, each cut 0.75 times" in said
     assert configs.read(tmp_path / "exp/encoder/config.yaml")["trained_on"] == ["audio", "video"]
+    # The same cuts from elsewhere are the same run; the same cuts with their weights exchanged are not.
+    moved = tmp_path / "moved.jsonl.gz"
+    moved.write_bytes(av.read_bytes())
+    assert (
+        command("pretrain", conf, tmp_path / "exp", "--set", f"data.sources={sources.replace(str(av), str(moved))}")
+        == 0
+    )
+    assert "current, nothing to do" in capsys.readouterr().err
+    exchanged = sources.replace(str(av), "X").replace(str(sound), str(av)).replace("X", str(sound))
+    assert command("pretrain", conf, tmp_path / "exp", "--set", f"data.sources={exchanged}") == 2
+    assert "checkpoints are of a run of another `data.sources`" in capsys.readouterr().err
     one = f"data.sources=[{{cuts: [{sound}]}}]"
     assert command("pretrain", conf, tmp_path / "sound", "--set", one) == 0
     assert configs.read(tmp_path / "sound/encoder/config.yaml")["trained_on"] == ["audio"]

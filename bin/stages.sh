@@ -88,8 +88,8 @@ begin_stage() {
   printf '\n== stage %s: %s (%s, after %s)\n' "$1" "$2" "$(date +%H:%M:%S)" "$(_time $((SECONDS - _began)))" >&2
 }
 
-# plan KEY: what the plan ($conf) says, one line per entry.
-plan() { python -m mmspeech.plan "$conf" "$1"; }
+# plan KEY [ITERATION]: what the plan ($conf) says, one line per entry.
+plan() { python -m mmspeech.plan "$conf" "$@"; }
 
 # train COMMAND ...: `mmspeech COMMAND ...` in $nproc processes.
 train() {

@@ -34,6 +34,7 @@ MIN_S = 0.2  # 5 video frames, the public AV-HuBERT's shortest clip
 TOLERANCE_S = 0.0015
 MAX_JITTER_S = 0.05  # sound whose time stamps leave more than this out was interrupted: the hole becomes silence
 MAX_HOLE_S = 60.0
+MAX_APART_S = 1.0  # by which a picture and a sound from two files may differ in length
 SPARE_FRAMES = 2  # by which a header may be wrong about the number of its frames
 # Containers whose header states how long the streams are; of others (MP3, MPEG) FFmpeg guesses it.
 EXACT_HEADERS = ("mov,mp4", "flac")
@@ -71,19 +72,32 @@ class Media:
     video: Video | None
 
 
-def to_flac(source: Path, target: Path, *, need_video: bool = False, fit_video: bool = True) -> Media:
+def to_flac(
+    source: Path, target: Path, *, need_video: bool = False, fit_video: bool = True, sound: Path | None = None
+) -> Media:
     """Write the sound of any file that FFmpeg reads as 16 kHz mono FLAC; one that is there already is kept.
 
     With a picture the sound is cut or filled with silence to exactly 640 samples per frame of the 25 Hz grid.
     Without `fit_video` the picture is not looked at, and the sound stays whole.
 
-    Raises BadItem: unreadable or cut off, no sound, shorter than 0.2 s, or no picture where one is needed.
+    Args:
+        sound: the file with the sound, where `source` holds the picture alone: its time 0 is the first frame's.
+
+    Raises BadItem: unreadable or cut off, no sound, shorter than 0.2 s, no picture where one is needed, or a picture
+    and a sound that cannot be of one clip.
     """
     video = probe(source) if fit_video else None
     if need_video and video is None:
         raise BadItem(f"{source}: expected a video stream, found sound only; left out")
+    if video is not None and sound is not None:
+        picture_s, sound_s = video.num_grid_frames / FRAMES_PER_S, stated_sound_s(sound)
+        if abs(picture_s - sound_s) > MAX_APART_S:
+            raise BadItem(
+                f"{sound}: lasts {sound_s:.2f} s, but its picture {source} {picture_s:.2f} s; copy both again"
+            )
     if not target.exists():
-        blocks = _sound(source, video.video_start_s if video else None)
+        zero_s = video.video_start_s if video else None
+        blocks = _sound(source, zero_s) if sound is None else _sound(sound, 0.0)
         write_flac(target, _fit(source, blocks, video.num_grid_frames * SAMPLES_PER_FRAME if video else None))
     return Media(soundfile.info(target).frames, video)
 
@@ -144,6 +158,15 @@ def probe(path: Path) -> Video | None:
         rotation=rotation,
         duration_s=duration_s,
     )
+
+
+def stated_sound_s(path: Path) -> float:
+    """How long a file says its sound is, in seconds. Raises BadItem if it has none."""
+    with open_container(path) as container:
+        if not container.streams.audio:
+            raise BadItem(f"{path}: expected an audio stream, found none; left out")
+        stream = container.streams.audio[0]
+        return seconds(stream.duration, stream.time_base)
 
 
 def read_frames(path: Path, *, grey: bool) -> Iterator[np.ndarray]:

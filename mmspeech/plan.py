@@ -3,6 +3,8 @@
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/synth.yaml pretrain      prints the value, one line per entry
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy          the files that train with noise
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy-finetune   those of them that fine-tune
+python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml sources 5      what iteration 5 is trained on
+python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml extra          corpora beside --corpus that it needs
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/rows/table2-drop-a.yaml folders      of a row: a name per iteration
 
 A plan that stands for one row of a paper's table (conf/*/rows/) also has the figures that are printed there.
@@ -12,12 +14,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from mmspeech import config as configs
 from mmspeech.errors import UserError
+from mmspeech.plan_sources import COMPLETE, PlanSource, check_sources, extra_lines, source_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,14 @@ class Plan:
     units: list[str] = field(default_factory=list)
     clusters: list[int] = field(default_factory=list)
     cluster: str = "--share 0.1"  # options of `mmspeech cluster fit`; AV-HuBERT learns from a tenth of the utterances
+    anchor: str = "audio"  # modality whose own features give the first units (u-HuBERT Sec. 3.2)
+    sources: list[PlanSource] = field(default_factory=lambda: [PlanSource(cuts="pretrain+trainval")])
+    # From iteration 2 on, the input that units are made from: all of it (the paper's choice), or e.g. audio, where a
+    # source has it.
+    pseudo_labels: str = COMPLETE
+    # From iteration 2 on, the inputs whose features the codebook is learnt from, together: [audio+video] (the paper),
+    # [audio, video, audio+video] ... Empty: the features that are labelled.
+    codebook: list[str] = field(default_factory=list)
     finetune: list[str]  # one YAML per recognizer
     labelled: list[Literal["trainval", "pretrain+trainval"]] = field(default_factory=list)  # per recognizer, what it
     # is tuned on: of LRS3 30 h or 433 h; without entries, each on trainval
@@ -43,6 +54,7 @@ class Plan:
             raise UserError("pretrain:, units: and clusters: need one entry per iteration each; add what is missing")
         if self.units and self.units[0] != "mfcc":
             raise UserError(f"units: the first iteration has no layer {self.units[0]}; start with mfcc")
+        check_sources(self.sources, len(self.pretrain), self.anchor)
         if not self.labelled:
             object.__setattr__(self, "labelled", ["trainval"] * len(self.finetune))
         if len(self.labelled) != len(self.finetune):
@@ -105,9 +117,6 @@ def load_row(file: Path) -> Row:
     return configs.load(file, Row)
 
 
-AFTER_PRETRAINING = ("synth", "finetune", "labelled", "modality", "noise", "search")  # what it does not depend on
-
-
 def folders(plan: Plan, place: Path) -> list[str]:
     """A name for each iteration of pre-training that says what was done up to there: `iter2-1f3a99c0`.
 
@@ -116,14 +125,11 @@ def folders(plan: Plan, place: Path) -> list[str]:
     Args:
         place: the folder that the plan's paths are relative to.
     """
-    settings = configs.plain(plan)
-    assert isinstance(settings, dict)
-    per_iteration = ("pretrain", "units", "clusters")
-    names = {one.name for one in fields(Plan)} - {*AFTER_PRETRAINING, *per_iteration}
-    done: list[object] = [{name: settings[name] for name in sorted(names)}]
+    done: list[object] = [plan.cluster, plan.anchor]
     found = []
     for number, entry in enumerate(zip(plan.pretrain, plan.units, plan.clusters, strict=True), start=1):
-        done.append([configs.read(place / entry[0]), *entry[1:]])
+        sources = source_lines(plan.sources, number, plan.pseudo_labels, plan.codebook)
+        done.append([configs.read(place / entry[0]), *entry[1:], sources])
         found.append(f"iter{number}-{hashlib.sha256(json.dumps(done, sort_keys=True).encode()).hexdigest()[:8]}")
     return found
 
@@ -151,7 +157,7 @@ def texts(files: Iterable[Path]) -> list[str]:
 def main() -> None:
     """Print one field of a plan, one line per entry of a list."""
     try:
-        file, key = Path(sys.argv[1]), sys.argv[2]
+        file, key, *number = Path(sys.argv[1]), *sys.argv[2:]
         plan = load(file)
         if key in ("noisy", "noisy-finetune"):
             names = [*(plan.pretrain if key == "noisy" else []), *plan.finetune]
@@ -160,6 +166,10 @@ def main() -> None:
             value = folders(plan, file.parent)
         elif key == "texts":
             value = texts(file.parent / name for name in plan.finetune)
+        elif key == "sources" and number:
+            value = source_lines(plan.sources, int(number[0]), plan.pseudo_labels, plan.codebook)
+        elif key == "extra":
+            value = extra_lines(plan.sources)
         else:
             if not hasattr(plan, key):
                 raise UserError(f"{file}: has no `{key}`; expected a row of a table, as in conf/uhubert/rows")

@@ -80,6 +80,46 @@ def test_published_values_are_those_of_the_papers():
     assert (ours.training.updates, ours.training.clip_norm, ours.data.noise.probability) == (1_000_000, 1.0, 0.25)
 
 
+def test_table_6_is_four_files_that_differ_in_modality_dropout_alone():
+    """(p_av, p_a, p_v) of the paper's Table 6: BASE, LRS3, 200k updates on 32 GPUs."""
+    rows = {
+        "av100": (1, 0, 0),
+        "av70-a15-v15": (0.7, 0.15, 0.15),
+        "av50-a25-v25": (0.5, 0.25, 0.25),
+        "av50-a15-v35": (0.5, 0.15, 0.35),
+    }
+    trees = {}
+    for name, shares in rows.items():
+        run = configs.load(CONF / "pretrain" / f"{name}.yaml", pretrain.UHubertRun)
+        table = run.objective.modality_dropout
+        assert tuple(table.get(subset, 0.0) for subset in ("audio+video", "audio", "video")) == shares
+        assert (run.model.num_layers, run.model.dim, run.training.updates, run.data.batch_s) == (
+            12,
+            768,
+            200_000,
+            32 * 40,
+        )
+        trees[name] = configs.plain(run)
+        del trees[name]["objective"]["modality_dropout"]
+    assert all(tree == trees["av100"] for tree in trees.values())
+
+
+def test_mixed_modal_uhubert_differs_from_the_audio_visual_one_in_its_data():
+    """LRS3 + VC2-En + TD (Sec. 4.1): sources and codebook stand in the plan, settings in the same file."""
+    run = configs.load(CONF / "pretrain/uhubert-large-td.yaml", pretrain.UHubertRun)
+    assert run == configs.load(CONF / "pretrain/uhubert-large.yaml", pretrain.UHubertRun)
+    assert (run.training.lr, run.training.updates, run.training.clip_norm, run.data.batch_s) == (
+        2e-3,
+        10**6,
+        1.0,
+        64 * 40,
+    )
+    assert run.objective.modality_dropout == {"audio+video": 0.5, "audio": 0.25, "video": 0.25}
+    plan = configs.load(CONF / "uhubert-large-td.yaml", Plan)
+    assert [(source.cuts, source.first_iteration) for source in plan.sources][-1] == ("tedlium", 5)
+    assert (plan.anchor, plan.pseudo_labels, plan.codebook) == ("audio", "complete", ["audio+video"])
+
+
 def test_a_plan_whose_lists_do_not_match_is_refused():
     with pytest.raises(UserError, match="one entry per iteration"):
         Plan(pretrain=["a.yaml"], units=["mfcc"], clusters=[100, 200], finetune=[])

@@ -95,16 +95,63 @@ def test_validation_list_and_alignments_reach_the_preparation_of_lrs3_alone(reci
     assert (done.returncode, done.stdout) == (2, "") and "are for --corpus lrs3" in done.stderr
 
 
+def test_a_plan_with_three_corpora_takes_each_for_what_it_is(recipe, tmp_path):
+    """u-HuBERT's data: TED-LIUM's sound joins in iteration 5, and no codebook is learnt from it."""
+    words = ["--corpus", "lrs3", "--data", "lrs3", "--musan", "m", "--conf", CONF / "uhubert-large-td.yaml"]
+    done = recipe(*words)
+    assert (done.returncode, done.stdout) == (2, "") and "--vox: missing, but" in done.stderr
+    exp = tmp_path / "exp"
+    write_splits(exp / "mouth", pretrain=["a"], trainval=["b"], valid=["c"], test=["d"])
+    done = recipe(*words, "--vox", "vox", "--vox-ids", "en.id", "--tedlium", "ted", "--stage", 1, "--stop-stage", 5)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"prepare voxceleb2 vox {exp}/vox/data --jobs" in done.stdout and "--ids en.id" in done.stdout
+    assert f"prepare tedlium3 ted {exp}/tedlium/data" in done.stdout
+    mouth = [line for line in lines if line.startswith("extract mouth")]
+    assert f"extract mouth {exp}/tedlium/data/cuts_trainval.jsonl.gz {exp}/tedlium/mouth" in mouth[2]
+    fits = [line for line in lines if line.startswith("cluster fit")]
+    assert len(fits) == 5 and "--clusters 2000" in fits[4] and not any("tedlium" in line for line in fits)
+    own = "features/pretrain+trainval"
+    assert fits[4].startswith(
+        f"cluster fit {exp}/iter5/{own}/cuts_pretrain.jsonl.gz {exp}/iter5/{own}/cuts_trainval.jsonl.gz "
+        f"{exp}/iter5/features/vox/cuts_pretrain.jsonl.gz {exp}/iter5/codebook "
+    )
+    runs = [line for line in lines if line.startswith("pretrain ")]
+    own = ",".join(f"'{exp}/iter5/units/pretrain+trainval/cuts_{name}.jsonl.gz'" for name in ("pretrain", "trainval"))
+    vox, ted = f"'{exp}/iter5/units/vox/cuts_pretrain.jsonl.gz'", f"'{exp}/iter5/units/tedlium/cuts_trainval.jsonl.gz'"
+    assert f"data.sources=[{{cuts: [{own}]}}, {{cuts: [{vox}]}}, {{cuts: [{ted}]}}, ]" in runs[4]
+    assert "tedlium" not in runs[3] and f"data.valid_cuts=['{exp}/iter5/units/valid/cuts_valid.jsonl.gz']" in runs[4]
+    assert f"iter5/features/tedlium --encoder {exp}/iter4/encoder --layer 12" in done.stdout
+
+
+def test_sound_of_some_clips_joins_lips_and_sound_of_others(recipe, tmp_path):
+    """The embedded stand-in for audio-only data: units of those clips are made of their sound alone."""
+    exp = tmp_path / "exp"
+    write_splits(exp / "mouth", pretrain=["a"], trainval=["b"], valid=["c"], test=["d"])
+    done = recipe("--conf", CONF / "synth-mixed.yaml", "--stage", 3, "--stop-stage", 5)
+    assert done.returncode == 0, done.stderr
+    features = [line for line in done.stdout.splitlines() if line.startswith("extract features")]
+    assert [line.split()[2].rpartition("/")[2] for line in features] == 2 * [
+        f"cuts_{name}.jsonl.gz" for name in ("trainval", "pretrain", "valid")
+    ]
+    assert [line.partition("--modalities ")[2] for line in features] == ["", "", "", "", "audio", ""]
+    label = f"cluster label {exp}/iter2/features/pretrain/audio/cuts_pretrain.jsonl.gz {exp}/iter2/codebook"
+    assert f"{label} {exp}/iter2/units/pretrain --name km" in done.stdout
+    runs = [line for line in done.stdout.splitlines() if line.startswith("pretrain ")]
+    assert all("/units/pretrain/cuts_pretrain.jsonl.gz'], streams: [audio]}, ]" in line for line in runs)
+    done = recipe("--conf", CONF / "synth-mixed.yaml", "--vox", "v", "--stage", 3)
+    assert done.returncode == 2 and "synth-mixed.yaml does not pre-train on it" in done.stderr
+
+
 def test_without_transcripts_there_is_pretraining_alone(recipe, tmp_path):
     """No validation cut: it is not named. No transcript: fine-tuning, decoding and scoring are skipped with a line."""
     exp = tmp_path / "exp"
     write_splits(exp / "mouth", pretrain=[None, None])
-    write_splits(exp / "iter1/units", pretrain=[None, None])
     done = recipe("--corpus", "clips", "--data", "own", "--stage", 4)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
-    assert line.startswith("pretrain ") and "data.cuts=" in line and "data.valid_cuts=[]" in line
-    assert f"validation: skipped, no cut to validate on in {exp}/iter1/units/cuts_valid.jsonl.gz" in done.stderr
+    assert line.startswith("pretrain ") and "data.sources=" in line and "data.valid_cuts=[]" in line
+    assert f"validation: skipped, no cut to validate on in {exp}/mouth/cuts_valid.jsonl.gz" in done.stderr
     for name in ("fine-tuning", "decoding", "scoring"):
         assert f"{name}: skipped, no cut with a transcript in {exp}/mouth/cuts_trainval.jsonl.gz" in done.stderr
 
@@ -193,6 +240,7 @@ def test_recipe_goes_to_the_end_on_two_processes_and_then_has_nothing_to_do(tmp_
         "units": ["mfcc"],
         "clusters": [7],
         "cluster": "--starts 1",
+        "sources": [{"cuts": "trainval", "weight": 2}, {"cuts": "pretrain", "streams": ["audio"], "weight": 1}],
         "finetune": ["ctc.yaml", "es.yaml"],
         "modality": "av",
         "noise": "clean",

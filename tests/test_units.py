@@ -1,5 +1,6 @@
 """Frames and units on cuts: storage, spans, streams, and the commands that write and read them."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -205,13 +206,13 @@ def test_extraction_goes_on_after_the_last_whole_part(tmp_path, monkeypatch):
         return extractor.compute(cuts, waves)
 
     with pytest.raises(KeyboardInterrupt):
-        extract(path, out, extract_features.Extractor(extractor.read, stopping))
+        extract(path, out, dataclasses.replace(extractor, compute=stopping))
     assert not (out / path.name).exists()
     seen.clear()
     resumed = extract(
         path,
         out,
-        extract_features.Extractor(extractor.read, lambda *batch: seen.append(1) or extractor.compute(*batch)),
+        dataclasses.replace(extractor, compute=lambda *batch: seen.append(1) or extractor.compute(*batch)),
     )
     assert len(seen) == 1
     whole = extract(path, tmp_path / "whole", extractor)

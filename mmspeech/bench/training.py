@@ -155,7 +155,8 @@ def bucketed(settings: Settings, run: Run, folder: Path) -> list[list[Utterance]
         for i, seconds in enumerate(draw_durations(rng, 1000)):
             writer.write(MonoCut(f"u{i:04d}", start=0, duration=float(seconds), channel=0))
     data = dataclasses.replace(run.data, cuts=[folder / "cuts.jsonl.gz"])
-    sampler = make_sampler(data.cuts, data, seconds=data.max_batch_s, train=True, seed=settings.seed)
+    cuts = data.mixture(settings.seed).one_pass(0)
+    sampler = make_sampler(cuts, data, seconds=data.max_batch_s, train=True, seed=settings.seed)
     wanted = 2 if settings.quick else 4
     return [[Utterance(cut.id, round(cut.duration * 25)) for cut in cuts] for cuts in itertools.islice(sampler, wanted)]
 

@@ -98,7 +98,10 @@ def label(
                         )
                     values = kmeans.assign(frames.to(place), centroids).cpu().numpy().astype("int32")
                     del cut.custom[units.FEATURES]
+                    streams = cut.custom.pop(units.made_from_field(units.FEATURES), None)
                     cut.custom[f"units_{name}"] = shard.store(cut, values)
+                    if streams is not None:
+                        cut.custom[units.made_from_field(f"units_{name}")] = streams
                     writer.write(cut)
                     labelled += 1
         if not labelled:

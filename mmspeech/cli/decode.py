@@ -18,7 +18,7 @@ from mmspeech.data import cutfiles
 from mmspeech.data.frozen_noise import FrozenNoise
 from mmspeech.data.loader import CutDataset, DataConfig, Validation
 from mmspeech.data.noise import parse_kind
-from mmspeech.data.reading import FRAMES_PER_S, Reading, has_stream
+from mmspeech.data.reading import FRAMES_PER_S, Reading, has_stream, named_streams
 from mmspeech.data.text import Tokenizer, normalise
 from mmspeech.decoding.beam import BeamConfig
 from mmspeech.errors import UserError
@@ -137,7 +137,7 @@ def conditions(
     kinds = list(dict.fromkeys(noise.split(",")))
     file_names = {kind: parse_kind(kind).file_name for kind in kinds if kind != "clean"}
     for typed in dict.fromkeys(modality.split(",")):
-        streams = streams_of(typed, model)
+        streams = named_streams(typed, model.inputs, "--modality")
         heard = any(model.inputs[stream]["reader"] == "logmel" for stream in streams)
         if not heard and "clean" not in kinds:
             say(f"{name}-{typed}-clean: decoded in place of {noise}, because {typed} hears no noise")
@@ -171,16 +171,6 @@ def possible(wanted: list[Condition], model: recognizer.Recognizer, cuts: Path) 
             lacking = " or ".join(name for name in condition.streams if name in missing)
             say(f"{condition.name}: skipped, no cut in {cuts} has {lacking}")
     return left
-
-
-def streams_of(typed: str, model: recognizer.Recognizer) -> list[str]:
-    """`av` -> [audio, video]: names joined by +, or their first letters. Raises UserError for others."""
-    known = list(model.inputs)
-    words = typed.split("+") if typed.split("+")[0] in known else list(typed)
-    found = [[stream for stream in known if word in (stream, stream[0])] for word in words]
-    if any(len(matches) != 1 for matches in found):
-        raise UserError(f"--modality {typed}: the model knows {', '.join(known)}; give letters or names joined by +")
-    return [matches[0] for matches in found]
 
 
 class Output(NamedTuple):

@@ -71,7 +71,8 @@ def features(
         typer.Option(help="Of the encoder: k for block k, 0 for the fused features. Of one file: several with commas."),
     ] = None,
     modalities: Annotated[
-        str | None, typer.Option(help="Streams it gets, e.g. audio,video; default: all it has.")
+        str | None,
+        typer.Option(help="Subsets of streams it gets: av, a, v, or names as in audio+video. Without: what a cut has."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one, for --feature the CPU.")
@@ -82,26 +83,33 @@ def features(
 ) -> None:
     """Frames at 25 per second for `mmspeech cluster`: spectral features, or a layer of an encoder.
 
-    OUT also gets features/ (half precision) and rejected.jsonl. Stopped, it goes on where it was. If OUT ends in
-    .safetensors, the input is one video or sound file, read as by `mmspeech transcribe`: OUT receives a tensor
-    `layer_K` (T, D) of each layer, and in its metadata what was read.
+    OUT also gets features/ (half precision) and rejected.jsonl. With --modalities each subset has a folder of its own,
+    OUT/av, OUT/a ..., for `cluster fit` to learn from any of them or all; cuts that lack a stream of it are not in
+    there. Stopped, it goes on where it was. If OUT ends in .safetensors, the input is one video or sound file, read as
+    by `mmspeech transcribe`: OUT receives a tensor `layer_K` (T, D) of each layer, and in its metadata what was read.
 
     Example: `mmspeech extract features exp/mouth/cuts_*.jsonl.gz exp/my-mfcc --feature mfcc`
 
     Example: `mmspeech extract features exp/mouth/cuts_*.jsonl.gz exp/my-frames --encoder exp/iter2/encoder --layer 3`
 
+    Example: `mmspeech extract features exp/mouth/cuts_*.jsonl.gz exp/my-subsets --encoder exp/iter2/encoder --layer 3
+    --modalities av,a,v`
+
     Example: `mmspeech extract features talk.mp4 talk.safetensors --model exp/synth-av/model --layer 2,3`
     """
+    from mmspeech import config as configs
     from mmspeech import dist
     from mmspeech.cli import extract_features, extract_file
     from mmspeech.cli.cluster import check_names, check_strict
+    from mmspeech.data.reading import named_streams
     from mmspeech.models.av_encoder import load_encoder
 
-    streams = modalities.split(",") if modalities else None
+    known = {} if encoder is None else configs.read(encoder / "config.yaml").get("inputs") or {}
     if out.suffix == ".safetensors":
         if feature is not None or encoder is None or layer is None or len(cuts) > 1:
             raise UserError(f"{out}: holds the frames of one file; give FILE OUT.safetensors --model DIR --layer 9")
         layers = extract_features.layers_of(layer)
+        streams = named_streams(modalities, known, "--modalities") if modalities else None
         extract_file.extract(cuts[0], out, load_encoder(encoder).eval(), layers, streams, dist.start(device))
         return
     check_names(cuts, out)
@@ -112,20 +120,33 @@ def features(
     layers = extract_features.layers_of(layer) if layer else [None]
     if len(layers) > 1:
         raise UserError(f"--layer {layer}: cuts carry the frames of one layer; give one, and another OUT for the next")
-    settings = {"feature": feature, "layer": layers[0], "modalities": streams}
-    weights = [] if encoder is None else [encoder / "config.yaml", *encoder.glob("*.safetensors")]
-    stage = files.Stage(out, [*cuts, *weights], settings)
-    if stage.is_current():
-        check_strict(out, strict)
-        return
-    if feature is not None:  # reading takes longer than computing
-        extractor = extract_features.spectral(feature, dist.start(device or "cpu"))
-    else:
-        extractor = extract_features.from_encoder(load_encoder(encoder), layers[0], streams, dist.start(device))
-    with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
-        written = sum(
-            extract_features.extract(path, out, extractor, rejects, batch_s=batch_seconds, jobs=jobs) for path in cuts
+    if feature is not None and modalities:
+        raise UserError(
+            f"--modalities {modalities}: is for --encoder, --feature {feature} is made of sound; leave it out"
         )
-        if not written:
-            raise UserError(f"{', '.join(map(str, cuts))}: no cut gave frames; reasons in {rejects.path}")
-    say(f"{out}: {written} cuts with frames")
+    weights = [] if encoder is None else [encoder / "config.yaml", *encoder.glob("*.safetensors")]
+    for subset in modalities.split(",") if modalities else [None]:
+        streams = None if subset is None else named_streams(subset, known, "--modalities")
+        place = out if subset is None else out / subset
+        settings = {"feature": feature, "layer": layers[0], "modalities": streams}
+        stage = files.Stage(place, [*cuts, *weights], settings)
+        if stage.is_current():
+            check_strict(place, strict)
+            continue
+        if feature is not None:  # reading takes longer than computing
+            extractor = extract_features.spectral(feature, dist.start(device or "cpu"))
+        else:
+            extractor = extract_features.from_encoder(load_encoder(encoder), layers[0], streams, dist.start(device))
+        with stage.resuming(), files.Rejects(place / "rejected.jsonl", strict) as rejects:
+            found = [
+                extract_features.extract(path, place, extractor, rejects, batch_s=batch_seconds, jobs=jobs)
+                for path in cuts
+            ]
+            written, lacking = (sum(counts) for counts in zip(*found, strict=True))
+            if not written:
+                raise UserError(
+                    f"{', '.join(map(str, cuts))}: no cut gave frames; "
+                    + (f"none has {'+'.join(streams)}" if lacking else f"reasons in {rejects.path}")
+                )
+        left_out = f", {lacking} left out that have not all of {'+'.join(streams)}" if lacking else ""
+        say(f"{place}: {written} cuts with frames{left_out}")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from mmspeech import files
 from mmspeech.console import progress
 from mmspeech.data import audio, cutfiles, units
-from mmspeech.data.reading import Reading, collate, read_item
+from mmspeech.data.reading import Reading, collate, read_item, streams_given
 from mmspeech.errors import BadItem, UserError
 from mmspeech.models.av_encoder import AVEncoder
 
@@ -38,6 +38,7 @@ class Extractor:
 
     read: Callable[[Cut], Any]  # in a thread; raises BadItem
     compute: Callable[[Sequence[Cut], Sequence[Any]], list[np.ndarray]]  # -> (T, C) of each cut
+    uses: Callable[[Cut], list[str]]  # streams of a cut that its frames are made from; none: the cut is passed over
 
 
 def spectral(feature: str, device: torch.device) -> Extractor:
@@ -49,12 +50,17 @@ def spectral(feature: str, device: torch.device) -> Extractor:
         return unpad(cuts, *SPECTRAL[feature](padded.to(device), lengths))
 
     def read(cut: Cut) -> np.ndarray:
+        if not cut.has_recording:
+            raise BadItem(
+                f"{cut.id}: expected sound, found none: {feature} is made of nothing else. Speech without the anchor "
+                "modality has no units in the first iteration (u-HuBERT Sec. 3.2); label it with `--encoder`"
+            )
         wave = audio.read_audio(cut)
         if len(wave) < audio.WINDOW:
             raise BadItem(f"{cut.id}: {len(wave)} samples, but a frame needs {audio.WINDOW}; leave such cuts out")
         return wave
 
-    return Extractor(read, compute)
+    return Extractor(read, compute, lambda cut: ["audio"])
 
 
 SPECTRAL: dict[str, Callable[[Tensor, Tensor], audio.Frames]] = {
@@ -68,7 +74,7 @@ def from_encoder(encoder: AVEncoder, layer: int, modalities: Sequence[str] | Non
     """Raw outputs of block `layer` (0: the fused features), unmasked, in evaluation mode, with the centre crop.
 
     Args:
-        modalities: streams that the encoder gets; the others are absent, as they are for cuts without them.
+        modalities: streams that the encoder gets, of cuts that have all of them; None: whatever a cut has.
     """
     streams = wanted_streams(encoder, modalities)
     check_layers(encoder, [layer])
@@ -83,7 +89,13 @@ def from_encoder(encoder: AVEncoder, layer: int, modalities: Sequence[str] | Non
         encoded = encoder.encode(inputs, batch.lengths, batch.present, layers=(layer,))
         return unpad(cuts, encoded.layers[0], encoded.lengths)
 
-    return Extractor(lambda cut: read_item(cut, reading), compute)
+    def uses(cut: Cut) -> list[str]:
+        there = streams_given(cut, streams)
+        if modalities:
+            return there if len(there) == len(streams) else []
+        return there or list(streams)  # without any it goes on, to be set aside with the reason
+
+    return Extractor(lambda cut: read_item(cut, reading), compute, uses)
 
 
 def layers_of(typed: str) -> list[int]:
@@ -103,13 +115,22 @@ def check_layers(encoder: AVEncoder, layers: Sequence[int]) -> None:
 
 
 def wanted_streams(encoder: AVEncoder, modalities: Sequence[str] | None) -> Mapping[str, Mapping[str, Any]]:
-    """How the chosen streams of an encoder are read: as in its training. Raises UserError for a stream it lacks."""
+    """How the chosen streams of an encoder are read: as in its training; None: of all those that it was trained on.
+
+    Raises UserError for a stream that it lacks, or that no cut of its training had: its front-end knows nothing yet.
+    """
     if not encoder.inputs:
         raise UserError("the encoder's config.yaml does not say how its streams are read; add `inputs:` to it")
     for name in modalities or ():
         if name not in encoder.inputs:
             raise UserError(f"--modalities {name}: this encoder reads {', '.join(encoder.inputs)}; take some of these")
-    return {name: settings for name, settings in encoder.inputs.items() if modalities is None or name in modalities}
+        if name not in encoder.trained_on:
+            raise UserError(
+                f"--modalities {name}: this encoder was trained on {', '.join(encoder.trained_on)} alone; a modality N "
+                "hops from the anchor has units from iteration N + 1 on (u-HuBERT Sec. 5), when one that was paired "
+                "with it has been trained on"
+            )
+    return {name: encoder.inputs[name] for name in modalities or encoder.trained_on}
 
 
 def unpad(cuts: Sequence[Cut], values: Tensor, lengths: Tensor) -> list[np.ndarray]:
@@ -118,13 +139,31 @@ def unpad(cuts: Sequence[Cut], values: Tensor, lengths: Tensor) -> list[np.ndarr
     return [row[: min(count, audio.num_frames(cut))] for cut, row, count in zip(cuts, rows, counts, strict=True)]
 
 
-def extract(path: Path, out: Path, extractor: Extractor, rejects: files.Rejects, *, batch_s: float, jobs: int) -> int:
-    """Write OUT/<name of path>, the cuts with `features`, part by part; returns how many there are."""
+class Extracted(NamedTuple):
+    """How many cuts of a file have frames now, and how many were passed over: they lack a stream that was named."""
+
+    written: int
+    lacking: int
+
+
+def extract(
+    path: Path, out: Path, extractor: Extractor, rejects: files.Rejects, *, batch_s: float, jobs: int
+) -> Extracted:
+    """Write OUT/<name of path>, the cuts with `features` and the streams they were made from, part by part."""
     stem = path.name.removesuffix(".jsonl.gz")
     parts: list[Path] = []
-    cuts = [] if cutfiles.is_empty(path) else cutfiles.open_cuts(path)
+    lacking = 0
+
+    def usable() -> Iterator[Cut]:
+        nonlocal lacking
+        for cut in [] if cutfiles.is_empty(path) else cutfiles.open_cuts(path):
+            if extractor.uses(cut):
+                yield cut
+            else:
+                lacking += 1
+
     with ThreadPoolExecutor(jobs) as pool:
-        for some in progress(_grouped(cuts, PART_CUTS), f"extract {path.name}, parts of {PART_CUTS} cuts"):
+        for some in progress(_grouped(usable(), PART_CUTS), f"extract {path.name}, parts of {PART_CUTS} cuts"):
             part = out / "features" / f"{stem}-{len(parts):05d}.bin"
             if not _record(part).exists():
                 _write_part(part, some, extractor, pool, batch_s)
@@ -137,7 +176,7 @@ def extract(path: Path, out: Path, extractor: Extractor, rejects: files.Rejects,
             for cut in [] if cutfiles.is_empty(_cuts(part)) else cutfiles.open_cuts(_cuts(part)):
                 writer.write(cut)
                 written += 1
-    return written
+    return Extracted(written, lacking)
 
 
 def _record(part: Path) -> Path:
@@ -164,7 +203,8 @@ def _write_part(
     with cutfiles.writing_cuts(_cuts(part)) as writer:
         for cut in cuts:
             if cut.id in stored:
-                writer.write(cut.with_custom(units.FEATURES, stored[cut.id]))
+                cut = cut.with_custom(units.FEATURES, stored[cut.id])
+                writer.write(cut.with_custom(units.made_from_field(units.FEATURES), "+".join(extractor.uses(cut))))
     files.write_json(_record(part), rejected)
 
 

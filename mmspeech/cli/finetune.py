@@ -125,12 +125,13 @@ def run(
     torch.manual_seed(config.seed)
     if not config.pretrained:
         start = AVEncoder(start.config, start.inputs)
-    labelled = cutfiles.open_cuts(config.data.cuts)
+    labelled = cutfiles.open_cuts(config.data.train_files)
     if config.data.max_items is not None:
         labelled = labelled.subset(first=config.data.max_items)
     told = list(texts_of(labelled, config.text))
     if not told:
-        raise UserError(f"{', '.join(map(str, config.data.cuts))}: no cut has a {config.text}; give cuts that have one")
+        names = ", ".join(map(str, config.data.train_files))
+        raise UserError(f"{names}: no cut has a {config.text}; give cuts that have one")
     tokenizer = train_tokenizer(told, config.tokenizer)
     objective = objective_class(start, config.objective, tokenizer.size, seed=config.seed)
 

@@ -10,10 +10,12 @@ from typing import Annotated
 import typer
 
 from mmspeech.cli import prepare_noisy
-from mmspeech.corpora import clips, grid, librispeech, lrs3, musan, synth, synth_read
+from mmspeech.corpora import clips, grid, librispeech, lrs3, musan, synth, synth_read, tedlium3, voxceleb2
 
 CORPORA: dict[str, Callable[..., None]] = {
     "lrs3": lrs3.prepare,
+    "voxceleb2": voxceleb2.prepare,
+    "tedlium3": tedlium3.prepare,
     "grid": grid.prepare,
     "clips": clips.prepare,
     "librispeech": librispeech.prepare,

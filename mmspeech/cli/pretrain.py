@@ -89,6 +89,9 @@ def run(
     training = make_reading(config.data, seed=config.seed, train=True)
     watching = make_reading(config.data, seed=config.seed, train=False)
     stream = TrainingStream(config.data, training, seed=config.seed)
+    before = configs.read(config.init / "config.yaml") if config.init else {}
+    seen = {*stream.streams(), *before.get("trained_on", before.get("inputs") or ())}
+    encoder.trained_on = [name for name in config.data.streams if name in seen]
     validation = validation_batches(config.data, watching) if config.data.valid_cuts else None
     size = sum(parameter.numel() for parameter in objective.parameters())
     say(f"{exp}: {size / 1e6:.1f} M parameters, {stream.seconds:.0f} s x {stream.batches_per_update} per update")

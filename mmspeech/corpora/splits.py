@@ -39,6 +39,7 @@ class Clip:
     speaker: str
     name: str  # unique for the speaker
     media: Path
+    sound: Path | None = None  # the file with the sound, where `media` holds the picture alone
     transcript: Path | None = None
     alignment: tuple[alignments.Place, ...] = ()
     translation: dict[str, str] = field(default_factory=dict)  # language -> text
@@ -110,7 +111,7 @@ def cuts_file(folder: Path, split: str) -> Path:
 def to_cut(clip: Clip, audio: Path, *, need_video: bool) -> MonoCut:
     """The whole clip as a cut without supervision; its sound is written as FLAC under `audio`."""
     path = audio / clip.split / clip.speaker / f"{clip.name}.flac"
-    made = media.to_flac(clip.media, path, need_video=need_video)
+    made = media.to_flac(clip.media, path, need_video=need_video, sound=clip.sound)
     cut = recording(clip.id, path, made.num_samples).to_cut()
     cut.id = clip.id
     if made.video is not None:

@@ -1,10 +1,10 @@
 """Cuts on disk -> groups of batches, one group per update, in an order that ranks and workers cannot change.
 
-One lazy bucketing sampler goes through the cuts, the same on every rank; its batches are dealt: update u owns the next
-B of them, rank r loads every W-th of these. B follows from the seconds per update over all ranks and the seconds that
-one pass may hold; from the number of ranks only if there would be too few for them. Workers only load. The position
-that is saved is that of the last batch trained, so a resumed run, on any number of ranks, goes on with the very next
-batch.
+One lazy bucketing sampler goes through a pass over the sources (sources.py), the same on every rank; its batches are
+dealt: update u owns the next B of them, rank r loads every W-th of these. B follows from the seconds per update over
+all ranks and the seconds that one pass may hold; from the number of ranks only if there would be too few for them.
+Workers only load. The position that is saved is that of the last batch trained, so a resumed run, on any number of
+ranks, goes on with the very next batch.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import signal
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,17 @@ from mmspeech.batch import Batch
 from mmspeech.console import say_here
 from mmspeech.data import cutfiles
 from mmspeech.data.noise import NoiseConfig, NoisePool, training_noises
-from mmspeech.data.reading import FRAMES_PER_S, Reading, check_streams, collate, has_stream, read_item, repeat_item
+from mmspeech.data.reading import (
+    FRAMES_PER_S,
+    Reading,
+    check_streams,
+    collate,
+    read_item,
+    repeat_item,
+    streams_given,
+    times_given,
+)
+from mmspeech.data.sources import Mixture, Source, Span
 from mmspeech.data.text import TRANSCRIPT
 from mmspeech.errors import BadItem, UserError
 
@@ -45,7 +55,8 @@ MAX_BAD_UPDATES = 10  # in a row, of which a rank has no cut that can be read
 class DataConfig:
     """What is read, how it is read, and how much of it makes an update."""
 
-    cuts: list[Path] = field(default_factory=list)  # files of cuts to train on
+    cuts: list[Path] = field(default_factory=list)  # files of cuts to train on: all of them, once per pass
+    sources: list[Source] = field(default_factory=list)  # instead: several sources, each with its weight and streams
     valid_cuts: list[Path] = field(default_factory=list)  # files of cuts to validate on
     streams: dict[str, dict[str, Any]] = field(  # name -> reader and its settings
         default_factory=lambda: {"audio": {"reader": "logmel"}, "video": {"reader": "mouth"}}
@@ -66,6 +77,15 @@ class DataConfig:
         for name, least in (("buckets", 1), ("shuffle_cuts", 1), ("max_items", 1), ("workers", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise UserError(f"{name}: {value}; expected {least} or more")
+        if self.sources and (self.cuts or self.max_items):
+            both = "cuts" if self.cuts else "max_items"
+            raise UserError(f"sources: and {both} are both set; give the cuts as sources, or as `cuts` alone")
+        if len({source.weight is None for source in self.sources}) > 1:
+            raise UserError("sources: some have a weight and some do not; give each of them one, or none")
+        for number, source in enumerate(self.sources):
+            if unknown := [name for name in source.streams if name not in self.streams]:
+                known = ", ".join(self.streams)
+                raise UserError(f"sources[{number}].streams: `{unknown[0]}` is not read; data.streams has {known}")
         if self.max_batch_s <= 0:
             raise UserError(f"max_batch_s: {self.max_batch_s}; expected seconds above 0")
         if self.max_batch_s > self.batch_s:
@@ -77,7 +97,18 @@ class DataConfig:
 
     def files(self) -> list[Path]:
         """What is read besides media: cuts, and the lists of noises for training."""
-        return [*self.cuts, *self.valid_cuts, *training_noises(self.noise)]
+        return [*self.train_files, *self.valid_cuts, *training_noises(self.noise)]
+
+    @property
+    def train_files(self) -> list[Path]:
+        """All files of cuts that are trained on."""
+        return [*self.cuts, *(path for source in self.sources for path in source.cuts)]
+
+    def mixture(self, seed: int = 0) -> Mixture:
+        """What is trained on, pass by pass."""
+        sources = self.sources or ([Source(cuts=self.cuts)] if self.cuts else [])
+        span = Span(min_s=self.min_s, max_s=self.max_s, trim_s=self.trim_s, first=self.max_items)
+        return Mixture(sources, span, units=self.units, seed=seed)
 
 
 def make_reading(
@@ -128,16 +159,17 @@ class CutDataset(Dataset):
 
     def __getitem__(self, wanted: tuple[int, CutSet]) -> Loaded | UserError:  # type: ignore[override]
         number, cuts = wanted
-        items, bad = [], []
+        items, times, bad = [], [], []
         try:
             for cut in cuts:
                 try:
-                    items.append(read_item(cut, self.reading, number))
+                    items.append(read_item(cut, self.reading, times_given(cut, number)))
+                    times.append(times_given(cut, number))
                 except BadItem as error:
                     bad.append(str(error))
         except UserError as error:  # a raised one would arrive as a traceback of the worker
             return error
-        batch = collate(items, list(self.reading.streams), [number] * len(items)) if items else None
+        batch = collate(items, list(self.reading.streams), times) if items else None
         return Loaded(batch, bad)
 
 
@@ -156,10 +188,9 @@ class TrimmedTime(TimeConstraint):
 
 
 def make_sampler(
-    paths: Sequence[Path], config: DataConfig, *, seconds: float, train: bool, seed: int = 0
+    cuts: CutSet, config: DataConfig, *, seconds: float, train: bool, seed: int = 0
 ) -> DynamicBucketingSampler:
     """Batches of cuts of similar length, at most `seconds` with padding; the same sequence on every rank."""
-    cuts = training_cuts(config) if train else cutfiles.open_cuts(paths)
     first = len(list(itertools.islice(cuts, config.buckets)))  # lhotse wants no more buckets than cuts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice about buffer sizes that small corpora cannot follow
@@ -178,29 +209,6 @@ def make_sampler(
         )
 
 
-def training_cuts(config: DataConfig) -> CutSet:
-    """The cuts that are trained on. Raises UserError if none is between the shortest and longest allowed."""
-    cuts = cutfiles.open_cuts(config.cuts)
-    if config.max_items is not None:
-        cuts = cuts.subset(first=config.max_items)
-    cuts = cuts.filter(_Between(config.min_s, config.max_s))
-    if next(iter(cuts), None) is None:
-        names = ", ".join(map(str, config.cuts))
-        raise UserError(f"{names}: no cut has {config.min_s} to {config.max_s} s; check data.min_s and data.max_s")
-    return cuts
-
-
-@dataclass(frozen=True)
-class _Between:
-    """Picklable filter of cuts by duration in seconds."""
-
-    low: float
-    high: float
-
-    def __call__(self, cut: Cut) -> bool:
-        return self.low <= cut.duration <= self.high
-
-
 class TrainingStream:
     """Endless groups of batches, dealt over ranks; knows which batch comes next for whoever resumes."""
 
@@ -212,6 +220,7 @@ class TrainingStream:
         # Where training is: the pass over the cuts, its batches that are trained, how many of them make an update.
         self._position = (0, 0, self.batches_per_update)
         self._ahead: deque[tuple[int, int, int]] = deque()  # positions after the groups that were handed out
+        self.mixture = config.mixture(seed)
         self._told: set[str] = set()  # cuts that were set aside in a pass before need no second line
 
     @property
@@ -248,25 +257,34 @@ class TrainingStream:
             batches = [batch for batch in (check_loaded(one, self._told) for one in group) if batch is not None]
             bad_updates = bad_updates + 1 if not batches and any(isinstance(o, Loaded) and o.bad for o in group) else 0
             if bad_updates == MAX_BAD_UPDATES:
-                names = ", ".join(map(str, self.config.cuts))
-                raise UserError(f"{names}: no cut of {bad_updates} updates could be used; mend what is said above")
+                raise UserError(
+                    f"{self._names}: no cut of {bad_updates} updates could be used; mend what is said above"
+                )
             if not batches:  # every rank must take part in every update: it gets a cut that does not count
-                batches = [dataclasses.replace(self._first_usable(training_cuts(self.config)), idle=True)]
+                batches = [dataclasses.replace(self._first_usable(self.mixture.one_pass(0)), idle=True)]
             self._ahead.append(ends.popleft())
             yield [(self.name, batch) for batch in batches]
 
     def longest(self) -> tuple[str, Batch]:
         """The biggest batch that may come: as many copies as fit of the longest cut among those with most streams.
 
-        Looked for among the first `shuffle_cuts` cuts: reading the names of a million takes minutes.
+        Looked for among the first `shuffle_cuts` cuts of each source: reading the names of a million takes minutes.
         """
-        cuts = itertools.islice(training_cuts(self.config), self.config.shuffle_cuts)
-        streams = self.config.streams.values()
+        cuts, streams = self.mixture.first_cuts(self.config.shuffle_cuts), self.config.streams
         batch = self._first_usable(
-            heapq.nlargest(MAX_BAD, cuts, key=lambda cut: (sum(has_stream(cut, s) for s in streams), cut.duration))
+            heapq.nlargest(MAX_BAD, cuts, key=lambda cut: (len(streams_given(cut, streams)), cut.duration))
         )
         frames = max(int(lengths.max()) for lengths in batch.lengths.values())
         return self.name, repeat_item(batch, max(1, int(self.seconds * FRAMES_PER_S / frames)))
+
+    def streams(self) -> list[str]:
+        """Those that some cut has, as far as the first `shuffle_cuts` cuts of each source tell."""
+        found: set[str] = set()
+        for cut in self.mixture.first_cuts(self.config.shuffle_cuts):
+            found.update(streams_given(cut, self.config.streams))
+            if len(found) == len(self.config.streams):
+                break
+        return [name for name in self.config.streams if name in found]
 
     def _first_usable(self, cuts: Iterable[Cut]) -> Batch:
         """The first of the cuts that can be read, alone. Raises UserError if too many cannot."""
@@ -274,8 +292,11 @@ class TrainingStream:
             batch = check_loaded(self.dataset[0, CutSet.from_cuts([cut])], self._told)
             if batch is not None:
                 return batch
-        names = ", ".join(map(str, self.config.cuts))
-        raise UserError(f"{names}: no cut could be used; mend what is said above")
+        raise UserError(f"{self._names}: no cut could be used; mend what is said above")
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(map(str, self.config.train_files))
 
     def _plan(self, ends: deque[tuple[int, int, int]]) -> Iterator[tuple[int, CutSet]]:
         """What this rank loads, in order: (pass, cuts); notes in `ends` the position after each group."""
@@ -283,7 +304,8 @@ class TrainingStream:
         group: list[tuple[int, CutSet]] = []
         while True:
             seconds = self.config.batch_s / per_update
-            sampler = make_sampler(self.config.cuts, self.config, seconds=seconds, train=True, seed=self.seed)
+            cuts = self.mixture.one_pass(number)
+            sampler = make_sampler(cuts, self.config, seconds=seconds, train=True, seed=self.seed)
             sampler.set_epoch(number)
             for index, cuts in enumerate(sampler):
                 if index < skip:
@@ -321,7 +343,8 @@ class Validation:
     bad: list[str] = field(default_factory=list)  # reasons of the cuts that were set aside, of this rank, each once
 
     def __iter__(self) -> Iterator[tuple[str, Batch]]:
-        sampler = make_sampler(self.config.valid_cuts, self.config, seconds=self.config.max_batch_s, train=False)
+        cuts = cutfiles.open_cuts(self.config.valid_cuts)
+        sampler = make_sampler(cuts, self.config, seconds=self.config.max_batch_s, train=False)
         mine = (cuts for i, cuts in enumerate(sampler) if i % dist.world_size() == dist.rank())
         for loaded in make_loader(self.dataset, ((0, cuts) for cuts in mine), min(self.config.workers, 1)):
             told = set(self.bad)

@@ -4,8 +4,9 @@ How a stream is read stands in YAML: `{audio: {reader: logmel}, video: {reader: 
 modality whose vectors lie in a field of the cut needs no code: `emg: {reader: array, field: emg}`.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,7 @@ def read_array(cut: Cut, frames: int | None, rng: np.random.Generator, noisy: Ca
 
 
 _GIVEN = ("cut", "frames", "rng", "noisy", "train")  # what every reader is called with; the rest are its settings
+_MARK = "given"  # in `cut.custom`, never on disk
 READERS = {"mouth": read_mouth, "array": read_array, "logmel": read_logmel}
 
 
@@ -91,6 +93,31 @@ def has_stream(cut: Cut, settings: Mapping[str, Any]) -> bool:
     if settings["reader"] == "logmel":
         return cut.has_recording
     return cut.has_custom(settings["field"] if settings["reader"] == "array" else "mouth")
+
+
+def named_streams(typed: str, known: Collection[str], option: str) -> list[str]:
+    """`av` -> [audio, video]: names joined by +, or their first letters. Raises UserError for others."""
+    words = typed.split("+") if typed.split("+")[0] in known else list(typed)
+    found = [[stream for stream in known if word in (stream, stream[0])] for word in words]
+    if not found or any(len(matches) != 1 for matches in found):
+        raise UserError(f"{option} {typed}: the model knows {', '.join(known)}; give letters or names joined by +")
+    return [matches[0] for matches in found]
+
+
+def mark_given(cut: Cut, streams: Sequence[str], number: int) -> Cut:
+    """The cut on its way to a batch: only these streams of it are read (none named: all), for the `number`-th time."""
+    return cut.with_custom(_MARK, {"streams": list(streams), "number": number})
+
+
+def streams_given(cut: Cut, streams: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names of the streams that the cut has and that may be read."""
+    allowed = (cut.custom or {}).get(_MARK, {}).get("streams") or streams
+    return [name for name, settings in streams.items() if name in allowed and has_stream(cut, settings)]
+
+
+def times_given(cut: Cut, number: int) -> int:
+    """How often the cut was given before; `number`, that of the pass, unless its mark says otherwise."""
+    return (cut.custom or {}).get(_MARK, {}).get("number", number)
 
 
 def check_streams(streams: Mapping[str, Mapping[str, Any]]) -> None:
@@ -110,6 +137,7 @@ def read_item(cut: Cut, reading: Reading, number: int = 0) -> Item:
     Streams that the public code would cut to the lips' length are: sound follows the lips. Raises BadItem if the cut
     has none of the streams, or lengths that do not fit each other.
     """
+    there = streams_given(cut, reading.streams)
     cut = trim(cut, reading, number)
     noisy = (lambda wave: reading.mix_noise(wave, cut, number)) if reading.mix_noise else (lambda wave: wave)
     streams: dict[str, np.ndarray] = {}
@@ -117,7 +145,7 @@ def read_item(cut: Cut, reading: Reading, number: int = 0) -> Item:
     # Readers in the order of READERS: sound comes last, because it is cut or filled to the frames of the others.
     for reader in READERS:
         for name, settings in reading.streams.items():
-            if settings["reader"] == reader:
+            if settings["reader"] == reader and name in there:
                 rng = seeds.numpy_rng(reading.seed, f"augment/{name}", number, cut.id)
                 rest = {key: value for key, value in settings.items() if key != "reader"}
                 found = READERS[reader](cut, frames, rng, noisy, train=reading.train, **rest)
@@ -155,6 +183,8 @@ def trim(cut: Cut, reading: Reading, number: int) -> Cut:
         return cut
     spare = math.floor((cut.duration - reading.trim_s) * FRAMES_PER_S)
     start = int(seeds.numpy_rng(reading.seed, "trim", number, cut.id).integers(spare + 1))
+    if not cut.has_recording:  # lhotse asks it for its rate
+        return dataclasses.replace(cut, start=cut.start + start / FRAMES_PER_S, duration=reading.trim_s)
     return cut.truncate(offset=start / FRAMES_PER_S, duration=reading.trim_s, preserve_id=True)
 
 

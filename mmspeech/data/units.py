@@ -40,6 +40,17 @@ def read_units(cut: Cut, name: str) -> np.ndarray:
     return _read_fitting(cut, field, f"units `{name}`", "run `mmspeech cluster label` again")
 
 
+def made_from(cut: Cut, name: str) -> list[str]:
+    """The streams that the units of a cut were made from, e.g. [audio, video]; none where that is not known."""
+    known = (cut.custom or {}).get(made_from_field(f"units_{name}"), "")
+    return known.split("+") if known else []
+
+
+def made_from_field(field: str) -> str:
+    """Beside frames or units a cut carries the names of the streams that they were made from, joined by `+`."""
+    return f"{field}_from"
+
+
 def read_features(cut: Cut, field: str = FEATURES) -> np.ndarray:
     """The frames of a cut (T, C) as stored. Raises BadItem if there are none or their number does not fit."""
     if not cut.has_custom(field):

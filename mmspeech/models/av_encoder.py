@@ -88,6 +88,7 @@ class AVEncoder(nn.Module):
         """`inputs` says how each stream is read (data.streams of the run); it is only kept and saved."""
         super().__init__()
         self.config, self.dim, self.inputs = config, config.dim, dict(inputs or {})
+        self.trained_on = list(self.inputs)  # streams that some cut of the pre-training had, as far as is known
         self.modalities = tuple(config.streams)
         self.frontends = nn.ModuleDict(
             {name: build_frontend(name, config.dim, options) for name, options in config.streams.items()}
@@ -217,7 +218,8 @@ def save_encoder(encoder: AVEncoder, folder: Path, weights: Mapping[str, Tensor]
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
     with replacing(folder / "encoder.safetensors") as temporary:
         temporary.write_bytes(save(weights))
-    configs.dump({"model": encoder.config, "inputs": encoder.inputs}, folder / "config.yaml")
+    facts = {"model": encoder.config, "inputs": encoder.inputs, "trained_on": encoder.trained_on}
+    configs.dump(facts, folder / "config.yaml")
 
 
 def load_encoder(folder: Path | str) -> AVEncoder:
@@ -231,6 +233,7 @@ def load_encoder(folder: Path | str) -> AVEncoder:
         raise UserError(f"{folder}: expected config.yaml and encoder.safetensors; give the `encoder` folder of a run")
     tree = configs.read(file)
     encoder = AVEncoder(configs.build(tree.get("model", {}), AVEncoderConfig, file), tree.get("inputs"))
+    encoder.trained_on = tree.get("trained_on", encoder.trained_on)
     if weights.exists():
         load_weights(encoder, weights)
     else:

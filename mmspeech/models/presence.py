@@ -29,8 +29,10 @@ def check_named(shares: Mapping[str, float], modalities: Collection[str], key: s
 def draw_presence(batch: Batch, shares: Mapping[str, float], seed: int, update: int | None = None) -> dict[str, Tensor]:
     """Draw the subset of streams that each item keeps (u-HuBERT Sec. 3.2).
 
-    An item that has all the streams named in `shares` keeps the drawn subset; one that has fewer keeps all it has, so
-    no item is ever left without a stream, and a table over audio and lips leaves audio-only clips alone.
+    An item that has all the streams named in `shares` keeps a subset as often as the table says. One that lacks some
+    keeps what is left of a subset, as often as the table says given that something is left: a table over sound and
+    lips leaves sound alone as it is, one over three streams drops from pairs too, and no item is ever left without a
+    stream. Streams that the table does not name are always kept.
 
     Args:
         shares: subset, names joined by `+` -> probability; empty: everything is kept.
@@ -42,19 +44,21 @@ def draw_presence(batch: Batch, shares: Mapping[str, float], seed: int, update: 
     have = {name: (lengths > 0).numpy() for name, lengths in batch.lengths.items()}
     have = {name: own & batch.present[name].numpy() if name in batch.present else own for name, own in have.items()}
     subsets = [frozenset(subset.split("+")) for subset in shares]
-    named = frozenset().union(*subsets)
-    if not named or not named <= have.keys():
+    named = sorted(frozenset().union(*subsets) & have.keys())
+    if not named:
         return {name: torch.from_numpy(own.copy()) for name, own in have.items()}
     if update is None:
         items = zip(batch.passes, batch.ids, strict=True)
         keys = [seeds.stable_hash(seed, "modality", number, item) for number, item in items]
     else:
         keys = [seeds.stable_hash(seed, "modality", update)] * len(batch)
-    thresholds = np.cumsum(list(shares.values()))
-    drawn = np.minimum(np.searchsorted(thresholds, seeds.uniforms(keys, 1)[:, 0], side="right"), len(subsets) - 1)
-    complete = np.logical_and.reduce([have[name] for name in named])  # (N,)
-    kept = {}
-    for name, own in have.items():
-        in_subset = np.array([name in subset or name not in named for subset in subsets])
-        kept[name] = torch.from_numpy(own & (~complete | in_subset[drawn]))
-    return kept
+    own = np.stack([have[name] for name in named], axis=1)  # (N, M)
+    kept = np.array([[name in subset for name in named] for subset in subsets])  # (S, M)
+    leaves = (own.astype(int) @ kept.T.astype(int) > 0) * np.array(list(shares.values()))  # (N, S) shares, 0: nothing
+    thresholds = np.cumsum(leaves, axis=1)
+    total = thresholds[:, -1:]
+    point = np.minimum(seeds.uniforms(keys, 1) * total, np.nextafter(total, 0.0))  # (N, 1), below the total
+    drawn = (point >= thresholds).sum(axis=1)  # (N,)
+    # Of some no subset leaves anything: lips alone, under a table that knows sound alone. They keep what they have.
+    left = np.where(total > 0, own & kept[np.minimum(drawn, len(subsets) - 1)], own)  # (N, M)
+    return {name: torch.from_numpy(left[:, named.index(name)] if name in named else have[name].copy()) for name in have}

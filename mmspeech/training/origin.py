@@ -8,7 +8,7 @@ from typing import Any
 from mmspeech import config as configs
 from mmspeech import dist
 from mmspeech.errors import UserError
-from mmspeech.files import Stage, write_json
+from mmspeech.files import Stage, digest, write_json
 from mmspeech.training import checkpoint
 
 # What may differ: how long, how fast, how often it is looked at. All else makes another run.
@@ -31,6 +31,8 @@ def settings(config: object) -> dict[str, Any]:
         for parent in parents:
             node = node.get(parent, {})
         node.pop(last, None)
+    for source in tree.get("data", {}).get("sources", []):  # which cuts have which weight is one
+        source["cuts"] = [digest(Path(file)) for file in source["cuts"]]
     return tree
 
 

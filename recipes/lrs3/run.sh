@@ -5,6 +5,8 @@
 #   recipes/lrs3/run.sh --corpus grid --data /data/grid --stage 3 --stop-stage 4
 #   recipes/lrs3/run.sh --corpus clips --data my_videos --init base_vox_iter5.pt     own clips on a published model
 #   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --musan /data/musan --row recipes/lrs3/conf/uhubert/rows/FILE
+#   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --vox /data/voxceleb2 --vox-ids vox-en.id --tedlium /data/TEDLIUM_release-3 \
+#     --musan /data/musan --nproc 8 --conf recipes/lrs3/conf/uhubert/uhubert-large-td.yaml
 # Every stage may be run again: what is current is not made again, and training goes on where it stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,6 +14,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 corpus=synth     # synth (made by stage 0), lrs3, grid, or clips: any folder of own videos or sound
 data=            # folder of the corpus, as it was published
 musan=           # folder of MUSAN for noisy training and tests; synth brings its own noise
+vox=             # folder of VoxCeleb2, for plans that pre-train on it
+vox_ids=         # file with its English clips, one SPEAKER/VIDEO/CLIP per line; else all languages are taken
+tedlium=         # folder TEDLIUM_release-3, for plans that pre-train on it
 landmarks=       # folder of face landmarks; without it they are detected (bin/setup synth video)
 exp=exp          # folder for everything that is made
 conf=            # plan: iterations, fine-tunings, tests; by default conf/uhubert/CORPUS.yaml
@@ -56,6 +61,12 @@ fi
 if [ "$corpus" != synth ] && [ -z "$landmarks" ] && [ "$dry_run" = no ] && [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ] && ! python -c "import mediapipe" 2> /dev/null; then
   echo "no MediaPipe: pictures cannot be cropped, videos will stop at stage 2; run bin/setup synth video, or give --landmarks" >&2
 fi
+extra=$([ -n "$init" ] || plan extra | grep . || true)   # corpora beside --corpus that the plan pre-trains on: name, corpus, options
+while IFS=' ' read -r name kind options; do
+  [ -z "$name" ] || [ -n "${!name}" ] || [ "$stage" -gt 5 ] || [ "$dry_run" = yes ] || stop "--$name: missing, but $conf pre-trains on it; give the folder of $kind, or another --conf"
+done <<< "$extra"
+[[ $extra == *vox* ]] || [ -z "$vox$vox_ids" ] || stop "--vox: $conf does not pre-train on it; leave it out, or give another --conf"
+[[ $extra == *tedlium* ]] || [ -z "$tedlium" ] || stop "--tedlium: $conf does not pre-train on it; leave it out, or give another --conf"
 if [ -z "$musan" ] && [ "$noise" != clean ]; then
   echo "no --musan: tests are clean only, the plan's are $noise" >&2
   noise=clean
@@ -87,6 +98,9 @@ trains() {   # whether there is pre-training to do
   [ "$last" -gt 0 ]
 }
 speech="pretrain trainval valid"   # what is pre-trained on, and validated on
+# Where a source of the plan lies, and which files of cuts it is.
+home() { case $1 in vox | tedlium) echo "$exp/$1" ;; *) echo "$exp" ;; esac; }
+parts() { case $1 in vox) echo pretrain ;; tedlium) echo trainval ;; *) echo "${1//+/ }" ;; esac; }
 files() { for name in $(words <<< "$2"); do echo "$1/cuts_$name.jsonl.gz"; done; }
 quoted() { sed "s/'/''/g; s/.*/'&'/"; }                       # lines as YAML text
 listed() { quoted | paste -sd, - | sed 's/.*/[&]/'; }         # lines as a YAML list
@@ -100,7 +114,7 @@ tested() { transcribed "$1" && can "$1" "$exp/mouth/cuts_test.jsonl.gz" . "to te
 common=()   # settings of all trainings: noise and validation cuts, where there are any
 settings() {   # file of validation cuts
   common=(--set "data.valid_cuts=$(listed <<< "$1")")
-  can validation "$1" . "to validate on" || common=(--set "data.valid_cuts=[]")
+  can validation "$exp/mouth/cuts_valid.jsonl.gz" . "to validate on" || common=(--set "data.valid_cuts=[]")
   [ -z "$musan" ] || common+=(--set "data.noise.cuts=$(quoted <<< "$exp/noise")")
 }
 
@@ -117,6 +131,12 @@ if begin_stage 1 "cuts: audio as FLAC, transcripts, splits; noise if there is an
     [ -z "$translations" ] || own+=(--translations "$translations" --translation-language "${language:-es}") ;;
   esac
   mmspeech prepare "${corpus/synth/lrs3}" "$data" "$exp/data" --jobs "$jobs" ${own[@]+"${own[@]}"}
+  while IFS=' ' read -r name kind options; do
+    [ -n "$name" ] || continue
+    own=(${options:+"$options"})
+    [ "$name" != vox ] || [ -z "$vox_ids" ] || own+=(--ids "$vox_ids")
+    mmspeech prepare "$kind" "${!name}" "$exp/$name/data" --jobs "$jobs" ${own[@]+"${own[@]}"}
+  done <<< "$extra"
   if [ -n "$musan" ]; then
     mmspeech prepare musan "$musan" "$exp/noise" --jobs "$jobs" --babbles "${babbles:-10000}"
   fi
@@ -126,20 +146,53 @@ if begin_stage 2 "mouth tracks"; then
   found=()
   [ -z "$landmarks" ] || found=(--landmarks "$landmarks")
   mmspeech extract mouth $(files "$exp/data" "$speech test") "$exp/mouth" --jobs "$jobs" ${found[@]+"${found[@]}"}
+  for name in $(cut -d' ' -f1 <<< "$extra"); do
+    mmspeech extract mouth $(files "$exp/$name/data" "$(parts "$name")") "$exp/$name/mouth" --jobs "$jobs"
+  done
 fi
 
+# Frames of a source in an iteration: of all that its cuts have (-), or of a subset of streams.
+frames() { echo "$(iter "$1")/features/$2$([ "$3" = - ] || echo "/$3")"; }
+
+units() {   # iteration, then how frames are made: frames and units of every source, and of the validation cuts
+  local i=$1 sources name subset learnt settings inputs given book=() at
+  at=$(iter "$i")
+  shift
+  sources=$(plan sources "$i")
+  ! has "$exp/mouth/cuts_valid.jsonl.gz" . || sources+=$'\nvalid\t-\tnone'
+  while IFS=$'\t' read -r name subset learnt settings; do
+    inputs=$(files "$(home "$name")/mouth" "$(parts "$name")")
+    given=()
+    [ "$subset" = - ] || given=(--modalities "$subset")
+    mmspeech extract features $inputs "$at/features/$name" "$@" ${given[@]+"${given[@]}"}
+    case $learnt in
+      none) ;;
+      same) book+=($(files "$(frames "$i" "$name" "$subset")" "$(parts "$name")")) ;;
+      *)
+        mmspeech extract features $inputs "$at/codebook-features/$name" "$@" --modalities "$learnt"
+        for subset in $(words <<< "$learnt"); do book+=($(files "$at/codebook-features/$name/$subset" "$(parts "$name")")); done
+        ;;
+    esac
+  done <<< "$sources"
+  mmspeech cluster fit "${book[@]}" "$at/codebook" --clusters "$(plan clusters | sed -n "${i}p")" $(plan cluster | words)
+  while IFS=$'\t' read -r name subset learnt settings; do
+    mmspeech cluster label $(files "$(frames "$i" "$name" "$subset")" "$(parts "$name")") "$at/codebook" "$at/units/$name" --name km
+  done <<< "$sources"
+}
+
+
 if begin_stage 3 "first units: k-means on MFCC frames" && trains "first units"; then
-  at=$(iter 1)
-  mmspeech extract features $(files "$exp/mouth" "$speech") "$at/features" --feature mfcc
-  mmspeech cluster fit $(files "$at/features" "pretrain trainval") "$at/codebook" --clusters "$(plan clusters | sed -n 1p)" $(plan cluster | words)
-  mmspeech cluster label $(files "$at/features" "$speech") "$at/codebook" "$at/units" --name km
+  units 1 --feature mfcc
 fi
 
 pretrain() {   # iteration, its configuration
-  local at
+  local name subset learnt rest sources= at
   at=$(iter "$1")
-  settings "$at/units/cuts_valid.jsonl.gz"
-  train pretrain "$2" "$at" --set "data.cuts=$(files "$at/units" "pretrain trainval" | listed)" \
+  while IFS=$'\t' read -r name subset learnt rest; do
+    sources+="{cuts: $(files "$at/units/$name" "$(parts "$name")" | listed)$rest}, "
+  done < <(plan sources "$1")
+  settings "$at/units/valid/cuts_valid.jsonl.gz"
+  train pretrain "$2" "$at" --set "data.sources=[$sources]" \
     --set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")" "${common[@]}"
 }
 
@@ -149,10 +202,7 @@ fi
 
 if begin_stage 5 "pre-training, further iterations: features of the last one, units, training" && trains "further iterations"; then
   for i in $(seq 2 "$last"); do
-    at=$(iter "$i")
-    mmspeech extract features $(files "$exp/mouth" "$speech") "$at/features" --encoder "$(iter $((i - 1)))/encoder" --layer "$(plan units | sed -n "${i}p")"
-    mmspeech cluster fit $(files "$at/features" "pretrain trainval") "$at/codebook" --clusters "$(plan clusters | sed -n "${i}p")" $(plan cluster | words)
-    mmspeech cluster label $(files "$at/features" "$speech") "$at/codebook" "$at/units" --name km
+    units "$i" --encoder "$(iter $((i - 1)))/encoder" --layer "$(plan units | sed -n "${i}p")"
     pretrain "$i" "$(sed -n "${i}p" <<< "$pretrained")"
   done
 fi

@@ -1,0 +1,186 @@
+"""Sources of training cuts, mixed into passes: audio-visual ones, sound alone, lips alone, in any proportion.
+
+    source ── cuts of allowed length ── given whole, several times, or in part (weight) ──┐
+    source ── ...                                                                         ├── spread evenly ──▶ a pass
+    source ── ...                                                                         ┘
+
+Without weights a pass holds every cut of every source once. With weights, the seconds of a pass are shared as the
+weights are, and a pass stays as long as the sources are together: a source that gets more than it has is gone through
+again, one that gets less gives a part of itself, drawn anew in every pass. A cut of a source is given as often as any
+other of it, or once more; never is its end left out for its beginning.
+"""
+
+import functools
+import itertools
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from lhotse import CutSet
+from lhotse.cut import Cut
+
+from mmspeech.console import say
+from mmspeech.data import cutfiles
+from mmspeech.data.reading import mark_given
+from mmspeech.data.units import made_from
+from mmspeech.errors import UserError
+from mmspeech.seeds import numpy_rng, stable_hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Cuts that are trained on, and how much and what of them."""
+
+    cuts: list[Path]  # files of cuts
+    weight: float | None = (
+        None  # share of the seconds of a pass, beside the other sources' weights; all or none have one
+    )
+    streams: list[str] = field(default_factory=list)  # that are taken of its cuts; empty: all that they have
+
+    def __post_init__(self) -> None:
+        if not self.cuts:
+            raise UserError("cuts: names no file of cuts; give some, e.g. [exp/iter1/units/cuts_pretrain.jsonl.gz]")
+        if self.weight is not None and self.weight <= 0:
+            raise UserError(f"weight: {self.weight}; expected more than 0, or leave the source out")
+
+    @property
+    def name(self) -> str:
+        """For messages: its files."""
+        return ", ".join(map(str, self.cuts))
+
+
+class Size(NamedTuple):
+    """How much a source has."""
+
+    cuts: int
+    seconds: float  # that are read of them: long cuts are trimmed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Which cuts are used, and how much is read of one."""
+
+    min_s: float
+    max_s: float
+    trim_s: float | None = None
+    first: int | None = None  # only so many cuts of a source
+
+    def holds(self, cut: Cut) -> bool:
+        return self.min_s <= cut.duration <= self.max_s
+
+    def read_s(self, cut: Cut) -> float:
+        return cut.duration if self.trim_s is None else min(cut.duration, self.trim_s)
+
+
+class Mixture:
+    """The training cuts, pass by pass: they follow from the seed and the pass alone, so every rank has the same."""
+
+    def __init__(self, sources: Sequence[Source], span: Span, *, units: str | None = None, seed: int = 0) -> None:
+        """`units` is the name of those that are predicted: a source must give what its own were made from."""
+        if not sources:
+            raise UserError("data.cuts: names no cuts to train on; give files of cuts, or data.sources")
+        self.sources, self.span, self.units, self.seed = list(sources), span, units, seed
+
+    def one_pass(self, number: int) -> CutSet:
+        """The cuts of a pass, lazily, in an order that spreads the sources evenly over it.
+
+        Raises UserError for a source that has none, or whose units were made from streams that it does not give.
+        """
+        parts, expected = [], []
+        for source, size, rate in zip(self.sources, self.sizes, self.rates, strict=True):
+            whole, part = divmod(rate, 1.0)
+            runs_per_pass = int(whole) + (part > 0)
+            # Numbered over all passes: a cut that comes a second time gets other masks, crops and noise.
+            first = number * runs_per_pass
+            runs = [self.run(source, first + k) for k in range(runs_per_pass)]
+            if part > 0:
+                runs[-1] = runs[-1].filter(_Drawn(part, (self.seed, "part", number)))
+            parts.append(functools.reduce(operator.add, runs))
+            expected.append(size.cuts * rate)
+        if len(parts) == 1:
+            return parts[0]
+        return CutSet.mux(*parts, weights=expected, seed=stable_hash(self.seed, "mix", number))
+
+    def run(self, source: Source, number: int = 0) -> CutSet:
+        """All cuts of a source, given for the `number`-th time."""
+        cuts = cutfiles.open_cuts(source.cuts)
+        if self.span.first is not None:
+            cuts = cuts.subset(first=self.span.first)
+        cuts = cuts.filter(self.span.holds)
+        if next(iter(cuts), None) is None:
+            low, high = self.span.min_s, self.span.max_s
+            raise UserError(f"{source.name}: no cut has {low} to {high} s; check data.min_s and data.max_s")
+        if source.streams or source.weight is not None:
+            cuts = cuts.map(_Give(source, self.units, number))
+        return cuts
+
+    def first_cuts(self, count: int) -> Iterator[Cut]:
+        """Up to `count` cuts of each source: a look at all kinds of them."""
+        return itertools.chain.from_iterable(itertools.islice(self.run(source), count) for source in self.sources)
+
+    @functools.cached_property
+    def sizes(self) -> list[Size]:
+        """Of each source. Nobody asks how big a single one is; of several, all names are read, once."""
+        if len(self.sources) == 1:
+            return [Size(1, 1.0)]
+        sizes = []
+        for source in self.sources:
+            lengths = [0, 0.0]
+            for cut in self.run(source):
+                lengths[0] += 1
+                lengths[1] += self.span.read_s(cut)
+            sizes.append(Size(int(lengths[0]), lengths[1]))
+        return sizes
+
+    @functools.cached_property
+    def rates(self) -> list[float]:
+        """How often, on average, a pass gives each cut of each source; says so where there are several."""
+        seconds = [size.seconds for size in self.sizes]
+        weights = [source.weight for source in self.sources]
+        shares = [(own if weight is None else weight) for weight, own in zip(weights, seconds, strict=True)]
+        rates = [
+            1.0 if weight is None else round(share / sum(shares) * sum(seconds) / own, 9)
+            for weight, share, own in zip(weights, shares, seconds, strict=True)
+        ]
+        if len(self.sources) > 1:
+            for source, size, share, rate in zip(self.sources, self.sizes, shares, rates, strict=True):
+                taken = f", {'+'.join(source.streams)} alone" if source.streams else ""
+                say(
+                    f"{source.name}: {size.cuts} cuts, {size.seconds / 3600:.2f} h{taken}; {share / sum(shares):.1%} "
+                    f"of a pass, each cut {rate:.2f} times"
+                )
+        return rates
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Picklable filter that keeps a share of the cuts; which ones follows from the key and their ids."""
+
+    share: float
+    key: tuple
+
+    def __call__(self, cut: Cut) -> bool:
+        return numpy_rng(*self.key, cut.id).random() < self.share
+
+
+@dataclass(frozen=True)
+class _Give:
+    """Picklable: marks a cut with what its source gives of it, and for which time."""
+
+    source: Source
+    units: str | None
+    number: int
+
+    def __call__(self, cut: Cut) -> Cut:
+        streams = self.source.streams
+        used = made_from(cut, self.units) if streams and self.units else []
+        if missing := [name for name in used if name not in streams]:
+            raise UserError(
+                f"{self.source.name}: {cut.id}: its units `{self.units}` were made from {'+'.join(used)}, but this "
+                f"source gives no {', '.join(missing)}. The first units are those of the anchor, sound; speech without "
+                "it is used from the iteration after the one that has learnt its streams (u-HuBERT Sec. 3.2, 5): label "
+                f"it with `mmspeech extract features --encoder DIR --modalities {'+'.join(streams)}`"
+            )
+        return mark_given(cut, streams, self.number)

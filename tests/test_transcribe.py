@@ -240,7 +240,7 @@ def test_without_mediapipe_sound_alone_is_read_and_the_notice_says_what_to_insta
     code, out, err = say(talk, "--model", model)
     assert code == 0 and len(out.splitlines()) == 1 and "mmspeech" not in out
     notices = [line for line in err.splitlines() if line.startswith(f"{talk}: ")]
-    assert len(notices) == 1 and "`pip install mmspeech[video]`" in err and "read from audio alone" in err
+    assert len(notices) == 1 and "`bin/setup synth video`" in err and "read from audio alone" in err
     assert say(talk, "--model", model, "--modality", "a") == (0, out, "")
     code, out, err = say(talk, "--model", model, "--modality", "av")
     assert code == 2 and out == "" and err.startswith(f"error: {talk}: mediapipe") and "--modality auto" in err

@@ -149,6 +149,12 @@ def difference(a: Path, cell_a: tuple[str, str], b: Path, cell_b: tuple[str, str
     return bootstrap.estimate(values[1] - values[0], drawn[1] - drawn[0])
 
 
+def value(folder: Path, where: tuple[str, str]) -> float:
+    """The PNMI in percent of a cell (codebook, features)."""
+    found = load(folder / "codebooks.json")
+    return found.pnmi[found.codebooks.index(where[0])][found.features.index(where[1])]
+
+
 def heading(one: Codebooks, several: bool) -> list[str]:
     """Over each kind of features: `Y^AV`, with the model's name where there are several."""
     return [f"{one.label}: {name}" if several else name for name in shorts(one.features)]

@@ -160,6 +160,20 @@ def scatter(x: Sequence[float], y: Sequence[float], colourings: Mapping[str, Seq
     return figure
 
 
+def lines_over(lines: Mapping[str, Sequence[tuple[float, ...]]], x: str, y: str, title: str) -> Figure:
+    """Figures with intervals over what was varied: name -> (x, value, low, high) of each point."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        at, value, low, high = np.array(points).T
+        axes.errorbar(at, value, yerr=[value - low, high - value], label=name, marker="o", markersize=3, capsize=2)
+    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.title.set(fontsize=8, wrap=True)
+    axes.legend(fontsize=7, frameon=False)
+    _plain(axes)
+    return figure
+
+
 def to_png(figure: Figure, path: Path) -> None:
     """Write the figure as a picture on white, where INK is all but black."""
     figure.savefig(path, format="png", dpi=150, facecolor="white", metadata={"Software": None})

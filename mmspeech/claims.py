@@ -29,6 +29,7 @@ from mmspeech import config as configs
 from mmspeech import files, plan
 from mmspeech.console import console, say
 from mmspeech.errors import UserError
+from mmspeech.plan_sources import source_lines
 from mmspeech.scoring import bootstrap, codebooks, compare, plots
 
 ROOT = Path(__file__).parents[1]
@@ -37,13 +38,11 @@ CONF = ROOT / "recipes/lrs3/conf"
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """A pre-training of the last iteration; {units} in a setting is the folder of the cuts with units."""
+    """A pre-training of a plan's last iteration, on the plan's data and units."""
 
-    conf: str
-    plan: str = ""  # corpus and iterations before; empty: the plan of all
-    settings: list[str] = field(default_factory=list)  # --set of each
+    conf: str  # in place of the plan's own
+    plan: str = ""  # corpus, sources and iterations before; empty: the plan of all
     at: int | None = None  # the weights after so many of the updates, in place of the last
-    layer: int | None = None  # whose features `#` clusters; None: the one that the plan's last units come from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ class Recognizer:
 
     encoder: str
     conf: str
-    settings: list[str] = field(default_factory=list)
+    beam: int = 1  # of CTC over words; an attention decoder wants more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,63 +155,67 @@ class Runs:
 
     def __init__(self, claims: Claims, folder: Path, exp: Path, nproc: int) -> None:
         self.claims, self.folder, self.exp, self.nproc = claims, folder, exp, nproc
-        self.made: dict[Path, Path] = {}
+        self.done: set[str] = set()  # commands of this call
 
     def shared(self, name: str) -> Path:
-        """The folder of a plan's corpus, iterations but the last, and the last one's units."""
+        """The folder of a plan, run to the end of its pre-training: its corpus, its units, its encoder of seed 1.
+
+        Plans of one corpus share the corpus of the first, so that their figures are of the same clips.
+        """
         exp = self.exp / Path(name).stem
-        if exp in self.made:
-            return exp
-        conf = self.folder / name
-        settings = plan.load(conf)
-        last = len(settings.pretrain)
-        stop = 4 if last == 2 else 5
-        words = ["--corpus", "synth", "--conf", conf, "--exp", exp, "--nproc", self.nproc, "--stop-stage", stop]
-        self._run(["bash", ROOT / "recipes/lrs3/run.sh", *words], exp)
-        before, here = exp / f"iter{last - 1}", exp / f"iter{last}"
-        cuts = [exp / f"mouth/cuts_{split}.jsonl.gz" for split in ("pretrain", "trainval", "valid")]
-        framed = [here / "features" / path.name for path in cuts]
-        self._mmspeech("extract", "features", *cuts, here / "features", "--encoder", before / "encoder",
-                       "--layer", settings.units[-1])  # fmt: skip
-        self._mmspeech("cluster", "fit", *framed[:2], here / "codebook", "--clusters", settings.clusters[-1],
-                       *settings.cluster.split())  # fmt: skip
-        self._mmspeech("cluster", "label", *framed, here / "codebook", here / "units", "--name", "km")
-        return self.made.setdefault(exp, exp)
+        first = next(other for other in self._plans() if self._plan(other).synth == self._plan(name).synth)
+        if first != name:
+            for part in ("corpus", "data", "noise", "mouth"):
+                (exp / part).parent.mkdir(parents=True, exist_ok=True)
+                if not (exp / part).exists():
+                    (exp / part).symlink_to(self.shared(first) / part)
+        words = ["--corpus", "synth", "--conf", self.folder / name, "--exp", exp, "--nproc", self.nproc]
+        self._run(["bash", ROOT / "recipes/lrs3/run.sh", *words, "--stop-stage", 5], exp)
+        return exp
 
     def encoder(self, name: str, seed: int) -> Path:
         """The folder of an encoder."""
         if name not in self.claims.encoders:
             raise UserError(f"encoder `{name}`: not in the file; there are {', '.join(self.claims.encoders)}")
         wanted = self.claims.encoders[name]
-        plan_file = wanted.plan or self.claims.plan
-        shared, settings = self.shared(plan_file), plan.load(self.folder / plan_file)
-        units = shared / f"iter{len(settings.pretrain)}/units"
-        sets = [
-            f"seed={seed}",
-            f"training.seed={seed}",
+        shared, settings = self.shared(self._plan_of(wanted)), self._plan(self._plan_of(wanted))
+        last = len(settings.pretrain)
+        exp = shared / f"iter{last}"
+        if (wanted.conf, seed) != (settings.pretrain[-1], 1):
+            exp = self.exp / f"{Path(wanted.conf).stem}-{shared.name}-{seed}"
+            self._train("pretrain", wanted.conf, exp, [*self._data(shared, settings), f"seed={seed}"])
+        if wanted.at is None:
+            return exp / "encoder"
+        out = exp / f"encoder-{wanted.at}"
+        self._mmspeech("export", exp / f"checkpoints/step-{wanted.at:07d}.ckpt", out)
+        return out
+
+    def _data(self, shared: Path, settings: plan.Plan) -> list[str]:
+        """What the last iteration of a plan is trained on, as run.sh gives it."""
+        last = len(settings.pretrain)
+        units, sources = shared / f"iter{last}/units", []
+        for line in source_lines(settings.sources, last, settings.pseudo_labels, settings.codebook):
+            name, _, _, rest = line.split("\t")
+            cuts = ", ".join(_text(units / name / f"cuts_{part}.jsonl.gz") for part in name.split("+"))
+            sources.append(f"{{cuts: [{cuts}]{rest}}}")
+        return [
+            f"data.sources=[{', '.join(sources)}]",
+            f"data.valid_cuts=[{_text(units / 'valid/cuts_valid.jsonl.gz')}]",
+            f"data.noise.cuts={_text(shared / 'noise')}",
             "data.units=km",
             f"objective.num_units={settings.clusters[-1]}",
         ]
-        sets += [
-            f"data.valid_cuts=[{_text(units / 'cuts_valid.jsonl.gz')}]",
-            f"data.noise.cuts={_text(shared / 'noise')}",
-        ]
-        if not any(one.startswith("data.sources=") for one in wanted.settings):
-            cuts = ", ".join(_text(units / f"cuts_{split}.jsonl.gz") for split in ("pretrain", "trainval"))
-            sets.append(f"data.cuts=[{cuts}]")
-        sets += [one.replace("{units}", str(units)) for one in wanted.settings]
-        same = [
-            other
-            for other, one in self.claims.encoders.items()
-            if (one.conf, one.settings) == (wanted.conf, wanted.settings)
-        ]
-        exp = self.exp / f"{same[0]}-{seed}"  # encoders that differ in `at` alone are one training
-        self._train("pretrain", wanted.conf, exp, sets)
-        if wanted.at is None:
-            return exp / "encoder"
-        out = self.exp / f"{name}-{seed}/encoder-{wanted.at}"
-        self._mmspeech("export", exp / f"checkpoints/step-{wanted.at:07d}.ckpt", out)
-        return out
+
+    def _plans(self) -> list[str]:
+        return list(
+            dict.fromkeys([self.claims.plan, *(one.plan or self.claims.plan for one in self.claims.encoders.values())])
+        )
+
+    def _plan(self, name: str) -> plan.Plan:
+        return plan.load(self.folder / name)
+
+    def _plan_of(self, encoder: Encoder) -> str:
+        return encoder.plan or self.claims.plan
 
     def recognizer(self, name: str, seed: int) -> Path:
         """The experiment of a recognizer."""
@@ -220,9 +223,9 @@ class Runs:
             raise UserError(f"recognizer `{name}`: not in the file; there are {', '.join(self.claims.recognizers)}")
         wanted, exp = self.claims.recognizers[name], self.exp / f"{name}-{seed}"
         mouth = self._shared_of(wanted) / "mouth"
-        sets = [f"seed={seed}", f"training.seed={seed}", f"data.noise.cuts={_text(mouth.parent / 'noise')}"]
+        sets = [f"seed={seed}", f"data.noise.cuts={_text(mouth.parent / 'noise')}"]
         sets += [f"data.cuts=[{_text(mouth / 'cuts_trainval.jsonl.gz')}]"]
-        sets += [f"data.valid_cuts=[{_text(mouth / 'cuts_valid.jsonl.gz')}]", *wanted.settings]
+        sets += [f"data.valid_cuts=[{_text(mouth / 'cuts_valid.jsonl.gz')}]"]
         self._train("finetune", wanted.conf, exp, sets, "--encoder", self.encoder(wanted.encoder, seed))
         return exp
 
@@ -237,22 +240,22 @@ class Runs:
             self._mmspeech("prepare", "noisy", shared / "data/cuts_test.jsonl.gz", shared / "noise", noises[1],
                            "--noise", term.second)  # fmt: skip
         self._mmspeech("decode", exp / "model", shared / "mouth/cuts_test.jsonl.gz", exp / "decode", "--modality",
-                       term.first, "--noise", term.second, *noises, "--label", term.name)  # fmt: skip
+                       term.first, "--noise", term.second, *noises, "--label", term.name, "--set",
+                       f"beam={self.claims.recognizers[term.name].beam}")  # fmt: skip
         return exp / f"decode/test-{term.first}-{term.second.replace(':', '_') + 'dB' if noises else 'clean'}"
 
     def codebooks(self, term: Term, seed: int) -> Path:
         """The folder of an encoder's codebooks and their PNMI on validation clips."""
-        wanted = self.claims.encoders[term.name]
-        shared = self.shared(wanted.plan or self.claims.plan)
-        settings = plan.load(self.folder / (wanted.plan or self.claims.plan))
-        layer = wanted.layer if wanted.layer is not None else int(settings.units[-1])
-        out = self.exp / f"{term.name}-{seed}/codebooks"
-        self._mmspeech("score", "codebooks", self.encoder(term.name, seed), shared / "mouth/cuts_test.jsonl.gz", out,
-                       "--layer", layer, "--clusters", settings.clusters[-1])  # fmt: skip
+        encoder = self.encoder(term.name, seed)
+        name = self._plan_of(self.claims.encoders[term.name])
+        cuts, settings = self.shared(name) / "mouth/cuts_test.jsonl.gz", self._plan(name)
+        out = encoder.with_name(f"codebooks-of-{encoder.name}")
+        self._mmspeech("score", "codebooks", encoder, cuts, out, "--layer", settings.units[-1], "--clusters",
+                       settings.clusters[-1])  # fmt: skip
         return out
 
     def _shared_of(self, recognizer: Recognizer) -> Path:
-        return self.shared(self.claims.encoders[recognizer.encoder].plan or self.claims.plan)
+        return self.shared(self._plan_of(self.claims.encoders[recognizer.encoder]))
 
     def _train(self, command: str, conf: str, exp: Path, sets: Sequence[str], *more: object) -> None:
         words = [command, self.folder / conf, exp, *more]
@@ -268,8 +271,8 @@ class Runs:
 
     def _run(self, words: Sequence[object], exp: Path | None) -> None:
         """Run a command; how long a training took stands in times.jsonl. Raises UserError if it fails."""
-        key = Path("\n".join(map(str, words)))
-        if key in self.made:
+        key = "\n".join(map(str, words))
+        if key in self.done:
             return
         began = time.monotonic()
         code = subprocess.run(list(map(str, words)), cwd=ROOT).returncode
@@ -281,7 +284,7 @@ class Runs:
         if exp is not None and seconds > 20:  # else it was current
             with open(self.exp / "times.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"run": exp.name, "seconds": round(seconds)}) + "\n")
-        self.made[key] = key
+        self.done.add(key)
 
 
 def _text(path: Path) -> str:

@@ -1,0 +1,85 @@
+"""Claims: what an inequality says, what an interval shows, and which commands stand behind a figure."""
+
+from pathlib import Path
+
+import pytest
+
+from mmspeech import claims
+from mmspeech import config as configs
+from mmspeech.errors import UserError
+
+FILE = claims.CONF / "uhubert/claims.yaml"
+
+
+def test_an_expectation_is_an_inequality_between_sums():
+    smaller, larger = claims.parse("a@a/babble:-10 - av@av/babble:-10 > a@a/clean - av@av/clean")
+    assert [(term.sign, term.name, term.first, term.second) for term in smaller] == [
+        (1.0, "a", "a", "clean"),
+        (-1.0, "av", "av", "clean"),
+    ]
+    assert [(term.sign, term.second) for term in larger] == [(1.0, "babble:-10"), (-1.0, "babble:-10")]
+    (one,), (other,) = claims.parse("plain#audio+video:video < dropout#audio+video:video")
+    assert (one.kind, one.name, one.first, one.second) == ("#", "plain", "audio+video", "video")
+    assert other.name == "dropout"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["a < b", "a@v/clean", "a@v/clean + < b@v/clean", "a@v < b@v", "a@v/c < b#v:a + c@v/c"]
+)
+def test_what_is_no_inequality_is_refused(wrong):
+    with pytest.raises(UserError, match="expect"):
+        claims.parse(wrong)
+
+
+def test_a_verdict_follows_from_the_interval_alone():
+    assert [claims.judge(*bounds) for bounds in ((0.1, 2.0), (-0.1, 2.0), (-3.0, -0.1), (0.0, 1.0))] == [
+        "shown",
+        "not shown",
+        "opposite",
+        "not shown",
+    ]
+
+    def outcome(verdict: str) -> claims.Outcome:
+        return claims.Outcome("a", 1, "", 0.0, 0.0, 0.0, 0.0, verdict)  # type: ignore[arg-type]
+
+    assert claims.together([outcome("shown"), outcome("shown")]) == "shown"
+    assert claims.together([outcome("shown"), outcome("not shown")]) == "not shown"
+    assert claims.together([outcome("opposite"), outcome("not shown")]) == "opposite"
+
+
+def test_every_figure_of_the_file_has_its_training():
+    """Names, configurations and plans that claims.yaml speaks of are there."""
+    found = configs.load(FILE, claims.Claims)
+    assert list(found.claims) == list("abcdefg")
+    for claim in found.claims.values():
+        sides = [side for expectation in claim.expect for side in claims.parse(expectation)]
+        sides += [claims.terms(point) for line in (claim.plot.lines.values() if claim.plot else ()) for point in line]
+        for term in (term for side in sides for term in side):
+            assert term.name in (found.recognizers if term.kind == "@" else found.encoders)
+    for recognizer in found.recognizers.values():
+        assert recognizer.encoder in found.encoders and (FILE.parent / recognizer.conf).exists()
+    for encoder in found.encoders.values():
+        assert (FILE.parent / encoder.conf).exists() and (FILE.parent / (encoder.plan or found.plan)).exists()
+
+
+def test_trainings_are_shared_and_seeds_have_their_own(tmp_path, monkeypatch):
+    """The commands behind two figures: the plan's own encoder is run.sh's, others are trained beside it."""
+    said: list[list[str]] = []
+    monkeypatch.setattr(claims.subprocess, "run", lambda words, cwd: said.append(words) or _Done())
+    runs = claims.Runs(configs.load(FILE, claims.Claims), FILE.parent, tmp_path, nproc=1)
+    assert runs.encoder("dropout", 1) == tmp_path / "claims-plan/iter2/encoder"
+    assert [Path(words[1]).name for words in said] == ["run.sh"]
+    assert runs.encoder("plain", 2) == tmp_path / "claims-plain-claims-plan-2/encoder"
+    assert said[-1][3] == "pretrain" and "seed=2" in said[-1]
+    before = len(said)
+    runs.decoded(claims.terms("plain-a@v/clean")[0], 2)
+    assert [words[3] for words in said[before:]] == ["finetune", "decode"]
+    folder = runs.decoded(claims.terms("plain-a@av/babble:-10")[0], 2)
+    assert folder == tmp_path / "plain-a-2/decode/test-av-babble_-10dB"
+    assert [words[3] for words in said[before + 2 :]] == ["prepare", "decode"]
+    assert runs.encoder("mixed-2000", 1) == tmp_path / "claims-mixed/iter2/encoder-2000"
+    assert (tmp_path / "claims-mixed/corpus").is_symlink() and said[-1][3] == "export"
+
+
+class _Done:
+    returncode = 0

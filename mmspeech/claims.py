@@ -1,6 +1,6 @@
 """Claims of a paper, put to the test: what `bin/claims SYSTEM` trains, compares and says.
 
-    claims.yaml ──▶ corpus and first iteration (run.sh) ──▶ encoders ──▶ recognizers ──▶ decoded sets
+    conf/claims/SYSTEM.yaml ──▶ corpus and first iteration (run.sh) ──▶ encoders ──▶ recognizers ──▶ decoded sets
                                                                 └──▶ PNMI of codebooks ──┴──▶ differences ──▶ verdicts
 
 Every step is a command that does nothing where its output is current: claims share what they have in common, and a
@@ -83,7 +83,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Claims:
-    """conf/SYSTEM/claims.yaml; paths are relative to it."""
+    """conf/claims/SYSTEM.yaml; plans and configurations that it names lie in conf/SYSTEM."""
 
     plan: str  # corpus, first iteration, and what its last iteration clusters
     encoders: dict[str, Encoder]
@@ -381,11 +381,11 @@ def markdown(claims: Claims, outcomes: Sequence[Outcome]) -> str:
 
 
 def run(
-    system: Annotated[str, typer.Argument(help="Whose claims: a folder of recipes/lrs3/conf with a claims.yaml.")],
+    system: Annotated[str, typer.Argument(help="Whose claims: a file of recipes/lrs3/conf/claims.")],
     only: Annotated[str, typer.Option(help="These claims alone, e.g. b or a,c.")] = "",
     exp: Annotated[Path | None, typer.Option(help="Folder for everything; default: exp/claims/SYSTEM.")] = None,
     nproc: Annotated[int, typer.Option(min=1, help="Training processes, one per GPU.")] = 1,
-    conf: Annotated[Path | None, typer.Option(help="Another claims.yaml.")] = None,
+    conf: Annotated[Path | None, typer.Option(help="Another file of claims.")] = None,
 ) -> None:
     """Train and compare what stands behind a paper's claims, on the embedded corpus; say of each whether it shows.
 
@@ -393,7 +393,7 @@ def run(
     below. Trainings are shared between claims; what is there is not made again; what was stopped goes on. EXP gets
     claims.json, claims.md, a picture for claims that have one, and times.jsonl.
     """
-    file = conf or CONF / system / "claims.yaml"
+    file = conf or CONF / "claims" / f"{system}.yaml"
     claims = configs.load(file, Claims)
     wanted = only.split(",") if only else list(claims.claims)
     for name in wanted:
@@ -403,7 +403,7 @@ def run(
             parse(expectation)  # before hours of training
     exp = exp or Path("exp/claims") / system
     exp.mkdir(parents=True, exist_ok=True)
-    runs = Runs(claims, file.parent, exp.resolve(), nproc)
+    runs = Runs(claims, CONF / system, exp.resolve(), nproc)
     record = exp / "claims.json"
     outcomes = [Outcome(**one) for one in json.loads(record.read_text())] if record.exists() else []
     for name in wanted:

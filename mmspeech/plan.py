@@ -169,7 +169,7 @@ def main() -> None:
         elif key == "sources" and number:
             value = source_lines(plan.sources, int(number[0]), plan.pseudo_labels, plan.codebook)
         elif key == "extra":
-            value = extra_lines(plan.sources)
+            value = extra_lines(plan.sources) if plan.pretrain else []
         else:
             if not hasattr(plan, key):
                 raise UserError(f"{file}: has no `{key}`; expected a row of a table, as in conf/uhubert/rows")

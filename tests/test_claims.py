@@ -8,7 +8,8 @@ from mmspeech import claims
 from mmspeech import config as configs
 from mmspeech.errors import UserError
 
-FILE = claims.CONF / "uhubert/claims.yaml"
+FILE = claims.CONF / "claims/uhubert.yaml"
+PLACE = claims.CONF / "uhubert"
 
 
 def test_an_expectation_is_an_inequality_between_sums():
@@ -57,16 +58,16 @@ def test_every_figure_of_the_file_has_its_training():
         for term in (term for side in sides for term in side):
             assert term.name in (found.recognizers if term.kind == "@" else found.encoders)
     for recognizer in found.recognizers.values():
-        assert recognizer.encoder in found.encoders and (FILE.parent / recognizer.conf).exists()
+        assert recognizer.encoder in found.encoders and (PLACE / recognizer.conf).exists()
     for encoder in found.encoders.values():
-        assert (FILE.parent / encoder.conf).exists() and (FILE.parent / (encoder.plan or found.plan)).exists()
+        assert (PLACE / encoder.conf).exists() and (PLACE / (encoder.plan or found.plan)).exists()
 
 
 def test_trainings_are_shared_and_seeds_have_their_own(tmp_path, monkeypatch):
     """The commands behind two figures: the plan's own encoder is run.sh's, others are trained beside it."""
     said: list[list[str]] = []
     monkeypatch.setattr(claims.subprocess, "run", lambda words, cwd: said.append(words) or _Done())
-    runs = claims.Runs(configs.load(FILE, claims.Claims), FILE.parent, tmp_path, nproc=1)
+    runs = claims.Runs(configs.load(FILE, claims.Claims), PLACE, tmp_path, nproc=1)
     assert runs.encoder("dropout", 1) == tmp_path / "claims-plan/iter2/encoder"
     assert [Path(words[1]).name for words in said] == ["run.sh"]
     assert runs.encoder("plain", 2) == tmp_path / "claims-plain-claims-plan-2/encoder"

@@ -17,6 +17,7 @@ FOUNDATION = {
     "files",
     "media",
     "plan",
+    "plan_sources",
     "seeds",
 }
 MAY_IMPORT = {

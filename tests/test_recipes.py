@@ -148,7 +148,7 @@ def test_noise_of_pretraining_does_not_matter_where_there_is_none(tmp_path, caps
         (tmp_path / f"{name}.yaml").write_text(f"data: {{noise: {noise}}}\n")
     lists = "pretrain: [loud.yaml]\nunits: [mfcc]\nclusters: [9]\nfinetune: [quiet.yaml]\n"
     (tmp_path / "plan.yaml").write_text(lists)
-    for key, found in (("noisy", f"{tmp_path / 'loud.yaml'}\n"), ("noisy-finetune", "\n")):
+    for key, found in (("noisy", f"{tmp_path / 'loud.yaml'}\n"), ("noisy-finetune", "")):
         monkeypatch.setattr("sys.argv", ["plan", str(tmp_path / "plan.yaml"), key])
         main()
         assert capsys.readouterr().out == found

@@ -144,7 +144,8 @@ def test_features_of_a_file_are_those_of_three_lines_of_python(kind, model, spee
     assert command("extract", "features", file, out, "--model", folder, "--layer", "0,2", "--device", "cpu") == 0
     assert "has no picture; read from audio alone" in capsys.readouterr().err
 
-    (lines,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    (lines,) = (block for block in blocks if "read_file" in block)
     for readme, here in (('"exp/synth-av/model"', repr(str(folder))), ('"talk.mp4"', repr(str(file))), ("[3]", "[2]")):
         assert readme in lines
         lines = lines.replace(readme, here)
@@ -187,7 +188,7 @@ def test_features_of_a_long_file_come_from_windows_without_a_seam(model, speech,
         (["x.wav", "x.safetensors", "--model", "{model}", "--layer", "one"], "--layer one: expected a number"),
         (["x.wav", "x.safetensors", "--model", "{model}", "--layer", "1,3"], "--layer 3: the encoder has 0"),
         (["x.wav", "x.safetensors", "--model", "{model}", "--layer", 1], "x.wav: no such file"),
-        (["x.wav", "x.safetensors", "--model", "nowhere", "--layer", 1], "nowhere: no encoder.safetensors"),
+        (["x.wav", "x.safetensors", "--model", "nowhere", "--layer", 1], "nowhere: expected config.yaml and encoder"),
         (["x.jsonl.gz", "out", "--model", "{model}", "--layer", "1,2"], "--layer 1,2: cuts carry"),
     ],
 )

@@ -152,7 +152,7 @@ def test_recipe_gives_translations_to_preparation_and_floor(recipe, tmp_path):  
     exp = tmp_path / "exp"
     assert "--vocabulary commands" in made
     assert f"--translations {exp}/corpus/translations/es.tsv --translation-language es" in prepared
-    large = ["--corpus", "lrs3", "--data", "d", "--musan", "m", "--conf", CONF / "uhubert-large-es.yaml"]
+    large = ["--corpus", "lrs3", "--data", "d", "--musan", "m", "--vox", "v", "--conf", CONF / "uhubert-large-es.yaml"]
     done = recipe(*large)
     assert (done.returncode, done.stdout) == (2, "") and "--translations: missing, but" in done.stderr
     done = recipe(*large, "--translations", "es.tsv", "--stop-stage", 1)

@@ -102,9 +102,12 @@ def features(
     from mmspeech.cli import extract_features, extract_file
     from mmspeech.cli.cluster import check_names, check_strict
     from mmspeech.data.reading import named_streams
-    from mmspeech.models.av_encoder import load_encoder
+    from mmspeech.models.av_encoder import check_folder, load_encoder
 
-    known = {} if encoder is None else configs.read(encoder / "config.yaml").get("inputs") or {}
+    known = {}
+    if encoder is not None:
+        check_folder(encoder)
+        known = configs.read(encoder / "config.yaml").get("inputs") or {}
     if out.suffix == ".safetensors":
         if feature is not None or encoder is None or layer is None or len(cuts) > 1:
             raise UserError(f"{out}: holds the frames of one file; give FILE OUT.safetensors --model DIR --layer 9")

@@ -10,11 +10,11 @@ import typer
 
 from mmspeech import config as configs
 from mmspeech import dist, files
-from mmspeech.cli.decode import SEARCHES, streams_of
+from mmspeech.cli.decode import SEARCHES
 from mmspeech.cli.extract_features import wanted_streams
 from mmspeech.console import progress, say
 from mmspeech.data.one_file import OneFile, open_file
-from mmspeech.data.reading import FRAMES_PER_S, collate
+from mmspeech.data.reading import FRAMES_PER_S, collate, named_streams
 from mmspeech.data.text import Tokenizer
 from mmspeech.decoding import subtitles, windows
 from mmspeech.decoding.beam import BeamConfig
@@ -64,7 +64,7 @@ def run(
     where = dist.start(device)
     loaded, tokenizer = recognizer.load(model, where), Tokenizer.load(model)
     given = configs.build(configs.tree_of(search or []), SEARCHES[loaded.task], Path("--set"))
-    named = None if modality == "auto" else streams_of(modality, loaded)
+    named = None if modality == "auto" else named_streams(modality, loaded.inputs, "--modality")
     inputs = wanted_streams(loaded.objective.encoder, named)
     failed = 0
     for path in paths:

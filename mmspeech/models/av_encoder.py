@@ -222,15 +222,24 @@ def save_encoder(encoder: AVEncoder, folder: Path, weights: Mapping[str, Tensor]
     configs.dump(facts, folder / "config.yaml")
 
 
+def check_folder(folder: Path) -> None:
+    """Raise UserError unless an encoder, or a recognizer, lies in the folder."""
+    if not (folder / "config.yaml").exists() or not any(
+        (folder / f"{kind}.safetensors").exists() for kind in ("encoder", "model")
+    ):
+        inner = next((name for name in ("encoder", "model") if (folder / name / "config.yaml").exists()), None)
+        advice = f"give {folder / inner}" if inner else "give the `encoder` folder of a run"
+        raise UserError(f"{folder}: expected config.yaml and encoder.safetensors; {advice}")
+
+
 def load_encoder(folder: Path | str) -> AVEncoder:
     """The encoder in a folder written by `save_encoder`, or that of a recognizer, whose head is left: a line says so.
 
     Raises UserError if it is no such folder or its weights do not fit its config.
     """
     folder = Path(folder)
+    check_folder(folder)
     file, weights, recognizer = (folder / name for name in ("config.yaml", "encoder.safetensors", "model.safetensors"))
-    if not file.exists() or not (weights.exists() or recognizer.exists()):
-        raise UserError(f"{folder}: expected config.yaml and encoder.safetensors; give the `encoder` folder of a run")
     tree = configs.read(file)
     encoder = AVEncoder(configs.build(tree.get("model", {}), AVEncoderConfig, file), tree.get("inputs"))
     encoder.trained_on = tree.get("trained_on", encoder.trained_on)

@@ -137,7 +137,7 @@ def show(made: list[table.Table]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:  # a log has no width to keep to
         console = Console(highlight=False, width=200)
-    for one in made:
+    for one in table.shown(made):
         whole = table.printed(one)
         wide = console.options.update(max_width=10_000)  # else a table's measure never exceeds the console
         fits = console.measure(whole, options=wide).maximum <= console.width

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "decoding": {"decoding", "models", "blocks"},
     "models": {"models", "blocks"},
     "blocks": {"blocks"},
-    "bench": {"bench", "training", "data", "pretraining", "decoding", "models", "blocks"},
+    "bench": {"bench", "training", "data", "pretraining", "finetuning", "decoding", "models", "blocks"},
 }
 
 

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from mmspeech.decoding import beam
 from mmspeech.decoding.beam import BeamConfig, beam_search
 from mmspeech.errors import UserError
 from mmspeech.models.decoder import END, PAD, Decoder, DecoderConfig
@@ -89,16 +90,43 @@ def test_search_equals_the_literal_one(options, seed):
         assert_same(found[i], wanted)
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0])
-def test_wide_beam_finds_the_best_of_all_sequences(penalty):
+@pytest.mark.parametrize("penalty", [-1.0, -0.3, 0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "options", [{}, {"min_length": 3}, {"unk_penalty": 2.0}, {"temperature": 0.4}, {"temperature": 3.0}], ids=str
+)
+def test_early_end_changes_nothing(penalty, options, monkeypatch):
+    """What is found is what a search to the maximum length finds: a bound out of reach for all keeps it going."""
+    saved = 0
+    for seed in range(4):
+        config = BeamConfig(beam=3 + seed, nbest=1 + seed // 2, length_penalty=penalty, **options)
+        decoder, (memory, lengths) = random_decoder(12, seed), random_memory(seed)
+        with torch.no_grad():
+            decoder.norm.bias.copy_(decoder.embedding.weight[END] * (0.0, 0.2, 0.5, 2.0)[seed])  # ends seldom to often
+        steps = []
+        decoder.norm.register_forward_hook(lambda *call, steps=steps: steps.append(1))
+        found = beam_search(decoder, memory, lengths, config, 2 * MAX_LENGTH)
+        early = len(steps)
+        with monkeypatch.context() as patch:
+            patch.setattr(beam, "_reachable", lambda best_sum, *rest: torch.full_like(best_sum, torch.inf))
+            whole = beam_search(decoder, memory, lengths, config, 2 * MAX_LENGTH)
+        assert len(steps) - early == 2 * int(MAX_LENGTH.max()) + 1
+        saved += len(steps) - 2 * early
+        for some, every in zip(found, whole, strict=True):
+            assert_same(some, [(hypothesis.score, hypothesis.ids) for hypothesis in every])
+    assert saved > 0 or penalty > 0.5
+
+
+@pytest.mark.parametrize("penalty", [-0.5, 0.0, 1.0, 1.5])
+@pytest.mark.parametrize("options", [{}, {"min_length": 2, "unk_penalty": 1.0, "temperature": 1.5}], ids=str)
+def test_wide_beam_finds_the_best_of_all_sequences(penalty, options):
     """V = 6, up to 3 tokens: every sequence is scored."""
     decoder, (memory, lengths) = random_decoder(6, 3), random_memory(3)
-    config = BeamConfig(beam=300, nbest=5, length_penalty=penalty)
+    config = BeamConfig(beam=300, nbest=5, length_penalty=penalty, **options)
     found = beam_search(decoder, memory, lengths, config, torch.full((5,), 3))
     tokens = [token for token in range(6) if token not in (PAD, END)]
     for i in range(2):
         scored = []
-        for length in (1, 2, 3):
+        for length in range(config.min_length, 4):
             for prefix in itertools.product(tokens, repeat=length):
                 gains = [
                     gains_after(decoder, memory[i, : lengths[i]], list(prefix[:u]), config)[token]

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "decoding": {"decoding", "models", "blocks"},
     "models": {"models", "blocks"},
     "blocks": {"blocks"},
-    "bench": {"bench", "training", "data", "pretraining", "decoding", "models", "blocks"},
+    "bench": {"bench", "training", "data", "pretraining", "finetuning", "decoding", "models", "blocks"},
 }
 # Published models become ours through one file, wherever their parts lie: `from mmspeech.models.import_avhubert import
 # load_encoder, load_seq2seq` is what people type. It imports these rooms when it is called, never with models/.

@@ -300,6 +300,61 @@ def test_two_systems_of_one_name_stay_two_rows(tmp_path):
     assert len(made.scores) == 2
 
 
+def test_mean_of_the_papers_five_rates_is_a_column_where_all_are_there(tmp_path):
+    """u-HuBERT, Table 2, last row of AV: 1.3, 4.6, 1.5, 20.5, 29.1 -> 11.4; a system that lacks one has none."""
+    rates = {("av", "clean"): 1.3, ("av", "babble:0"): 4.6, ("a", "clean"): 1.5, ("a", "babble:0"): 20.5}
+    for label in ("whole", "part"):
+        for (modality, noise), value in rates.items():
+            noise_hash = None if noise == "clean" else "abcd"
+            folder = tmp_path / label / f"{modality}-{noise}"
+            score_json(folder, value, label=label, modality=modality, noise=noise, noise_hash=noise_hash)
+    score_json(tmp_path / "whole/v", 29.1, label="whole", modality="v")
+    score_json(tmp_path / "floor", 80, label="floor (no input)", modality="any", noise="any")
+    (made,) = table.write(table.collect([tmp_path]), tmp_path / "report")
+    assert made.summaries == {"Avg": {"whole": "11.4", "floor (no input)": "80.0"}}
+    lines = (tmp_path / "report/table.md").read_text().splitlines()
+    assert lines[0].endswith("| Avg |") and lines[1].count("---:") == lines[0].count("|") - 2
+    assert [line.split(" | ")[-1] for line in lines[2:5]] == ["– |", "11.4 |", "80.0 |"]
+    assert "Avg: plain mean of AV clean, AV babble 0 dB, A clean, A babble 0 dB, V clean." in "\n".join(lines)
+    assert [part.summaries for part in table.by_modality(made)] == [{}, {}, made.summaries]
+    page = report.write([tmp_path], table.collect([tmp_path]), [], tmp_path / "report").read_text()
+    assert '<th scope="col">Avg</th>' in page and "<td><b>11.4</b></td>" in page
+
+
+def test_many_noises_are_laid_out_by_snr(tmp_path, capsys):
+    """Twenty noises: the standard columns; below, a row for each input and kind, SNRs across, and their mean."""
+    snrs = (10, 5, 0, -5, -10)
+    score_json(tmp_path / "floor", 80, label="floor (no input)", modality="any", noise="any")
+    for modality, better in (("av", 10), ("a", 0)):
+        score_json(tmp_path / modality / "clean", 20 - better, modality=modality)
+        for kind in ("babble", "music", "noise", "speech"):
+            for snr_db in snrs:
+                folder = tmp_path / modality / f"{kind}{snr_db}"
+                about = {"noise": f"{kind}:{snr_db}", "noise_hash": f"{kind}{snr_db}", "modality": modality}
+                score_json(folder, 40 - better - snr_db, **about)
+    score_json(tmp_path / "v", 30, modality="v")
+    made = table.write(table.collect([tmp_path]), tmp_path / "report")
+    assert len(made) == 1 and len(made[0].columns) == 3 * 21
+    main, by_snr = table.shown(made)
+    heads = [table.heading(column) for column in main.columns]
+    assert heads == ["AV clean", "AV babble 0 dB", "A clean", "A babble 0 dB", "V clean", "V babble 0 dB"]
+    assert main.summaries["Avg"]["ours"] == f"{(10 + 30 + 20 + 40 + 30) / 5:.1f}"
+    heads = [table.heading(column) for column in by_snr.columns]
+    assert heads == ["no noise", *(f"SNR {snr_db} dB" for snr_db in snrs)]
+    kinds = ("babble", "music", "noise", "speech")
+    assert by_snr.rows == [f"ours, {modality} {kind}" for modality in ("AV", "A") for kind in kinds]
+    text = (tmp_path / "report/table.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| ours, A music |"))
+    assert [float(cell.split(" ")[0]) for cell in line.split(" | ")[1:]] == [20, 30, 35, 40, 45, 50, 40]
+    assert "| WER in % on test, by noise and SNR | no noise | SNR 10 dB |" in text
+    score.score_table([tmp_path])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) < 110 and "mixed" not in printed and "in noise" in printed
+    page = report.write([tmp_path], table.collect([tmp_path]), [], tmp_path / "report").read_text()
+    assert "by noise and SNR" in page and page.count("<svg") == 1
+    assert all(f"{kind}: WER in %" in page for kind in kinds)
+
+
 def test_floor_and_table_commands_write_and_say_what_they_should(tmp_path, capsys):
     """A floor of 0 % where all say the same; it stands beside the system in the table that is printed and written."""
     wer.score_folder(decoded(tmp_path / "exp/decode/test-av-clean", [("one two", "one"), ("six", "six")], label="ours"))

@@ -23,7 +23,8 @@ class KeyValues(NamedTuple):
 class Past:
     """What one block remembers during a search: the encoder's keys, and those of all tokens fed so far.
 
-    The tokens' lie in S slots per utterance, in the order in which they came; room for them grows by doubling.
+    The tokens' lie in S slots per utterance, in the order in which they came; room for them grows by doubling, if
+    nobody makes some by forgetting slots.
     """
 
     def __init__(self) -> None:
@@ -31,13 +32,17 @@ class Past:
         self.room: KeyValues | None = None
         self.memory: KeyValues | None = None
 
+    def has_room(self, width: int) -> bool:
+        """Whether `append` of so many slots copies none of those that are there."""
+        return self.room is not None and self.size + width <= self.room.keys.shape[2]
+
     def append(self, new: KeyValues) -> KeyValues:
         """Store (N, A, B, D / A) behind what is there; returns all that is there, (N, A, S + B, D / A)."""
         width = new.keys.shape[2]
         end = self.size + width
-        if self.room is None or end > self.room.keys.shape[2]:
+        if self.room is None or not self.has_room(width):
             capacity = max(2 * end, 16 * width)
-            grown = KeyValues(*(part.new_zeros(*part.shape[:2], capacity, part.shape[3]) for part in new))
+            grown = KeyValues(*(part.new_empty(*part.shape[:2], capacity, part.shape[3]) for part in new))
             if self.room is not None:
                 for part, old in zip(grown, self.room, strict=True):
                     part[:, :, : self.size] = old[:, :, : self.size]
@@ -46,6 +51,14 @@ class Past:
             part[:, :, self.size : end] = fresh
         self.size = end
         return KeyValues(*(part[:, :, :end] for part in self.room))
+
+    def keep_slots(self, slots: Tensor) -> None:
+        """Drop all but these slots, (N, S') int64, which become the first S'."""
+        assert self.room is not None
+        for part in self.room:
+            index = slots[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3])
+            part[:, :, : slots.shape[1]] = part.gather(2, index)
+        self.size = slots.shape[1]
 
     def keep(self, utterances: Tensor) -> None:
         """Drop all but these utterances, (n,) int64."""

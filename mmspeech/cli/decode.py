@@ -1,8 +1,9 @@
-"""`mmspeech decode`: a recognizer and cuts -> hypotheses, for any streams and noise."""
+"""`mmspeech decode`: a recognizer and cuts -> hypotheses, for any streams, noise and widths of the search."""
 
+import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -17,10 +18,11 @@ from mmspeech.console import progress, say
 from mmspeech.data import cutfiles
 from mmspeech.data.frozen_noise import FrozenNoise
 from mmspeech.data.loader import CutDataset, DataConfig, Validation
-from mmspeech.data.noise import parse_kind
+from mmspeech.data.noise import find_kinds, parse_kind
 from mmspeech.data.reading import FRAMES_PER_S, Reading, has_stream, named_streams
 from mmspeech.data.text import Tokenizer, normalise
 from mmspeech.decoding.beam import BeamConfig
+from mmspeech.decoding.hypothesis import Hypothesis
 from mmspeech.errors import UserError
 from mmspeech.finetuning import recognizer
 from mmspeech.finetuning.ctc import CTCSearchConfig
@@ -34,17 +36,24 @@ def run(
     cuts: Annotated[Path, typer.Argument(help="Cuts to decode, e.g. exp/mouth/cuts_test.jsonl.gz.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; gets one folder per condition.")],
     modality: Annotated[
-        str, typer.Option(help="Streams the model gets: av, a, v, or names as in audio+video; several with commas.")
-    ] = "av",
+        str | None,
+        typer.Option(help="Streams the model gets: av, a, v, or names as in audio+video; several with commas. [av]"),
+    ] = None,
     noise: Annotated[
-        str, typer.Option(help="clean, or CATEGORY:DECIBELS as in babble:0; several with commas.")
-    ] = "clean",
+        str | None, typer.Option(help="clean, or CATEGORY:DECIBELS as in babble:0; several with commas. [clean]")
+    ] = None,
     noise_sets: Annotated[
         Path | None, typer.Option(help="Frozen noise, as written by `mmspeech prepare noisy`.")
     ] = None,
     search: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the search: --set beam=20 --set length_penalty=0.")
     ] = None,
+    beam: Annotated[
+        str, typer.Option(help="Width of the search; several with commas, 1,5,20: all in one run, encoded once.")
+    ] = "",
+    everything: Annotated[
+        bool, typer.Option("--all", help="All streams together, each alone; clean and all that is in --noise-sets.")
+    ] = False,
     batch_s: Annotated[float, typer.Option(help="Seconds of speech, padding included, decoded at once.")] = 120.0,
     workers: Annotated[int, typer.Option(help="Processes that read cuts.")] = 1,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")] = None,
@@ -58,38 +67,49 @@ def run(
     whatever --noise says. A condition with a stream that no cut has is skipped, with a line. What is current is not
     decoded again.
 
-    OUT holds one model with one search: give another OUT for another beam.
+    OUT holds one model with one search: give another OUT for another. But several widths in --beam give a folder each,
+    SET-STREAMS-NOISE-beamN, and a row each in the table, with the real-time factor that the width has alone.
+    `--set nbest=5` writes the five best of each cut; `--set ctc_weight=0.3` searches by attention and CTC jointly, if
+    the model was tuned with both.
 
     Example: mmspeech decode exp/synth-av/model exp/mouth/cuts_test.jsonl.gz exp/decode-beam5 --set beam=5 --modality
     av,a,v --noise clean,babble:0 --noise-sets exp/noisy
+
+    Example: mmspeech decode exp/synth-av/model exp/mouth/cuts_test.jsonl.gz exp/all --all --noise-sets exp/noisy
     """
     where = dist.start(device)
     loaded = recognizer.load(model, where)
     tokenizer = Tokenizer.load(model)
-    given = configs.build(configs.tree_of(search or []), SEARCHES[loaded.task], Path("--set"))
-    for condition in possible(list(conditions(loaded, modality, noise, cuts, noise_sets)), loaded, cuts):
-        folder = out / condition.name
+    searches = searches_of(search or [], beam, SEARCHES[loaded.task])
+    if everything:
+        if modality or noise:
+            raise UserError("--all: stands for all streams and noises; leave out --modality and --noise, or --all")
+        modality, noise = all_conditions(loaded, noise_sets)
+    wanted = list(conditions(loaded, modality or "av", noise or "clean", cuts, noise_sets))
+    for condition in possible(wanted, loaded, cuts):
         inputs = [model, cuts, *([condition.noise_file] if condition.noise_file else [])]
-        settings = {"search": configs.plain(given), "streams": condition.streams, "label": label}
-        stage = files.Stage(folder, inputs=inputs, settings=settings)
-        if stage.is_current():
-            check_strict(folder, strict)
+        stages: list[tuple[Search, files.Stage]] = []
+        for one in searches:
+            settings = {"search": configs.plain(one.config), "streams": condition.streams, "label": label + one.mark}
+            stage = files.Stage(out / (condition.name + one.suffix), inputs=inputs, settings=settings)
+            if stage.is_current():
+                check_strict(stage.output, strict)
+            else:
+                stages.append((one, stage))
+        if not stages:
             continue
         frozen = FrozenNoise(condition.noise_file) if condition.noise_file else None
-        lines, bad, seconds, audio_seconds = decode(
-            loaded, tokenizer, cuts, condition, frozen, given, batch_s, workers, where
+        outputs = decode(
+            loaded, tokenizer, cuts, condition, frozen, [one.config for one, _ in stages], batch_s, workers, where
         )
+        bad = outputs[0].bad
         if strict and bad:
             raise UserError(f"{condition.name}: {len(bad)} cut(s) could not be read, as {bad[0]} (--strict stops here)")
         if not dist.is_first():
             continue
-        if not lines:
+        if not outputs[0].lines:
             raise UserError(f"{cuts}: no cut could be decoded as {condition.name}; see the reasons above")
-        with stage.writing() as new:
-            # A reason begins with the cut, or with the file that could not be read.
-            write_lines(new / "rejected.jsonl", [{"item": why.partition(": ")[0], "reason": why} for why in bad])
-            write_lines(new / "hyp.jsonl", [{key: line[key] for key in ("id", "text", "score")} for line in lines])
-            write_lines(new / "ref.jsonl", [{"id": line["id"], "text": line["ref"]} for line in lines if line["ref"]])
+        for (one, stage), output in zip(stages, outputs, strict=True):
             facts = {
                 "set": condition.set,
                 "modality": condition.modality,
@@ -99,16 +119,52 @@ def run(
                 "text": loaded.text,
                 "set_aside": len(bad),
                 "model": str(model),
-                "search": configs.plain(given),
-                "seconds": round(seconds, 3),
-                "audio_seconds": round(audio_seconds, 3),
-                "label": label or model.parent.name,
+                "search": configs.plain(one.config),
+                "seconds": round(output.seconds, 3),  # encoding and this search
+                "encoding_seconds": round(output.encoding_seconds, 3),
+                "audio_seconds": round(output.audio_seconds, 3),
+                "label": (label or model.parent.name) + one.mark,
             }
-            files.write_json(new / "decode.json", facts)
-        what = f", noise {table.hash_mark(frozen.sha256)}" if frozen else ""
-        say(f"{folder}: {len(lines)} utterances{what}, {seconds / max(audio_seconds, 1e-9):.3f} x real time")
-        if bad:
-            say(f"{folder}: {len(bad)} cut(s) set aside and in no error rate; reasons in {folder / 'rejected.jsonl'}")
+            write(stage, output, facts | ({"swept_beam": one.config.beam} if one.mark else {}))
+            what = f", noise {table.hash_mark(frozen.sha256)}" if frozen else ""
+            speed = output.seconds / max(output.audio_seconds, 1e-9)
+            say(f"{stage.output}: {len(output.lines)} utterances{what}, {speed:.3f} x real time")
+            if bad:
+                reasons = stage.output / "rejected.jsonl"
+                say(f"{stage.output}: {len(bad)} cut(s) set aside and in no error rate; reasons in {reasons}")
+
+
+class Search(NamedTuple):
+    """One way to search."""
+
+    config: BeamConfig | CTCSearchConfig
+    suffix: str = ""  # of the folder, where several beams are swept
+    mark: str = ""  # behind the label, then
+
+
+def searches_of(settings: list[str], beam: str, kind: type) -> list[Search]:
+    """The searches that --set and --beam name. Raises UserError for what they do not know or do not allow."""
+    tree = configs.tree_of(settings)
+    beams = [text.strip() for text in beam.split(",")] if beam else []
+    for text in beams:
+        if not text.isdecimal() or int(text) < 1 or "beam" in tree:
+            raise UserError(f"--beam {beam}: expected widths from 1 on, as in 1,5,20, and no --set beam=; mend it")
+    built = [configs.build(tree | {"beam": int(text)}, kind, Path("--set")) for text in beams]
+    if len(set(beams)) > 1:
+        return [Search(config, f"-beam{config.beam}", f", beam {config.beam}") for config in dict.fromkeys(built)]
+    return [Search(built[0] if built else configs.build(tree, kind, Path("--set")))]
+
+
+def write(stage: files.Stage, output: "Output", facts: dict[str, object]) -> None:
+    """A condition's folder."""
+    with stage.writing() as new:
+        # A reason begins with the cut, or with the file that could not be read.
+        rejected = [{"item": why.partition(": ")[0], "reason": why} for why in output.bad]
+        write_lines(new / "rejected.jsonl", rejected)
+        write_lines(new / "hyp.jsonl", [{k: v for k, v in line.items() if k != "ref"} for line in output.lines])
+        told = [line for line in output.lines if line["ref"]]
+        write_lines(new / "ref.jsonl", [{"id": line["id"], "text": line["ref"]} for line in told])
+        files.write_json(new / "decode.json", facts)
 
 
 @dataclass(frozen=True)
@@ -154,6 +210,26 @@ def conditions(
                 yield Condition(name, typed, streams, kind, noise_sets / file_name, heard)
 
 
+def all_conditions(model: recognizer.Recognizer, noise_sets: Path | None) -> tuple[str, str]:
+    """What --all stands for, as one would type it: all streams, then fewer; clean, then every frozen noise.
+
+    Raises UserError if a folder for frozen noise is given and there is none in it.
+    """
+    names = list(model.inputs)
+    subsets = [subset for size in range(len(names), 0, -1) for subset in itertools.combinations(names, size)]
+    if len({name[0] for name in names}) == len(names):
+        modality = ",".join("".join(name[0] for name in subset) for subset in subsets)
+    else:
+        modality = ",".join(map("+".join, subsets))
+    if noise_sets is None:
+        say("--all: clean only, as there is no --noise-sets")
+        return modality, "clean"
+    kinds = find_kinds(noise_sets)
+    if not kinds:
+        raise UserError(f"{noise_sets}: no frozen noise in there; make it with `mmspeech prepare noisy --noise all`")
+    return modality, ",".join(["clean", *map(str, kinds)])
+
+
 def possible(wanted: list[Condition], model: recognizer.Recognizer, cuts: Path) -> list[Condition]:
     """Those whose streams some cut has; a line for each other one. Raises UserError if none is left."""
     missing = dict(model.inputs)
@@ -174,11 +250,12 @@ def possible(wanted: list[Condition], model: recognizer.Recognizer, cuts: Path) 
 
 
 class Output(NamedTuple):
-    """What a condition gave."""
+    """What one search of a condition gave."""
 
-    lines: list[dict]  # {id, text, score, ref}, in the order of the ids
+    lines: list[dict]  # {id, text, score, ref} and, if asked for, nbest, in the order of the ids
     bad: list[str]  # reasons, one per cut that could not be read
-    seconds: float  # of decoding
+    seconds: float  # of decoding, as if this had been the only search
+    encoding_seconds: float  # of these, what all searches share
     audio_seconds: float  # of speech
 
 
@@ -188,33 +265,68 @@ def decode(
     cuts: Path,
     condition: Condition,
     frozen: FrozenNoise | None,
-    search: BeamConfig | CTCSearchConfig,
+    searches: Sequence[BeamConfig | CTCSearchConfig],
     batch_s: float,
     workers: int,
     device: torch.device,
-) -> Output:
-    """Decode one condition; every rank gets what all of them decoded."""
+) -> list[Output]:
+    """Decode one condition by each of the searches, encoded once; every rank gets what all of them decoded."""
     streams = {name: model.inputs[name] for name in condition.streams}
     config = DataConfig(valid_cuts=[cuts], streams=streams, batch_s=batch_s, max_batch_s=batch_s, workers=workers)
     reading = Reading(streams=streams, text=model.text, mix_noise=frozen)
     batches = Validation(config, CutDataset(reading), "main")
-    lines, seconds, frames = [], 0.0, 0
+    lines: list[list[dict]] = [[] for _ in searches]
+    seconds, encoding, frames = [0.0] * len(searches), 0.0, 0
     for _, batch in progress(batches, condition.name):
         start = time.perf_counter()
-        hypotheses = model.objective.generate(batch.to(device), search)
-        seconds += time.perf_counter() - start
+        encoded = model.objective.encoded(batch.to(device))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        encoding += time.perf_counter() - start
         frames += int(batch.frames.sum())
-        for name, ref, best in zip(batch.ids, batch.texts, hypotheses, strict=True):
-            text = tokenizer.decode(best[0].ids) if best else ""
-            lines.append({"id": name, "text": text, "score": best[0].score if best else None})
-            lines[-1]["ref"] = normalise(ref)  # hypotheses are written so
-    gathered = dist.gather_on_host(Output(lines, batches.bad, seconds, frames / FRAMES_PER_S))
+        for number, search in enumerate(searches):
+            start = time.perf_counter()
+            found = model.objective.search(encoded, search)  # type: ignore[arg-type]  # of the same task
+            seconds[number] += time.perf_counter() - start
+            for name, ref, hypotheses in zip(batch.ids, batch.texts, found, strict=True):
+                lines[number].append(line_of(name, ref, hypotheses, tokenizer, search.nbest))
+    mine = [
+        Output(lines[number], batches.bad, seconds[number] + encoding, encoding, frames / FRAMES_PER_S)
+        for number in range(len(searches))
+    ]
+    return [merged(of_all_ranks) for of_all_ranks in zip(*dist.gather_on_host(mine), strict=True)]
+
+
+def merged(outputs: Sequence[Output]) -> Output:
+    """What all ranks gave for a search, as one."""
     return Output(
-        lines=sorted((line for theirs in gathered for line in theirs.lines), key=lambda line: line["id"]),
-        bad=sorted(why for theirs in gathered for why in theirs.bad),
-        seconds=max(theirs.seconds for theirs in gathered),
-        audio_seconds=sum(theirs.audio_seconds for theirs in gathered),
+        lines=sorted((line for theirs in outputs for line in theirs.lines), key=lambda line: line["id"]),
+        bad=sorted(why for theirs in outputs for why in theirs.bad),
+        seconds=max(theirs.seconds for theirs in outputs),
+        encoding_seconds=max(theirs.encoding_seconds for theirs in outputs),
+        audio_seconds=sum(theirs.audio_seconds for theirs in outputs),
     )
+
+
+def line_of(name: str, ref: str, hypotheses: list[Hypothesis], tokenizer: Tokenizer, nbest: int) -> dict:
+    """What is written of one cut: its best hypothesis; with `nbest` above 1 all of them, with their tokens' scores."""
+    readings = [
+        {
+            "text": tokenizer.decode(one.ids),
+            "score": one.score,
+            "tokens": [tokenizer.symbols[token] for token in one.ids],
+            "token_scores": one.token_scores,  # of an attention search with that of the end symbol
+        }
+        for one in hypotheses
+    ]
+    best = readings[0] if readings else {"text": "", "score": None}
+    line = {
+        "id": name,
+        "text": best["text"],
+        "score": best["score"],
+        "ref": normalise(ref),
+    }  # hypotheses are so written
+    return line | ({"nbest": readings} if nbest > 1 else {})
 
 
 def write_lines(path: Path, lines: list[dict]) -> None:

@@ -275,7 +275,7 @@ def terminal() -> Console:
 def show(made: list[table.Table]) -> None:
     """Print tables on stdout, with the warnings beside them."""
     console = terminal()
-    for one in made:
+    for one in table.shown(made):
         whole = table.printed(one)
         wide = console.options.update(max_width=10_000)  # else a table's measure never exceeds the console
         fits = console.measure(whole, options=wide).maximum <= console.width

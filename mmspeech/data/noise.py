@@ -7,6 +7,7 @@ where it starts, so that 20 utterances in babble do not share their babble.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,8 @@ from mmspeech.data.audio import INT16_SCALE, RATE_HZ, read_audio
 from mmspeech.errors import UserError
 from mmspeech.seeds import numpy_rng
 
-CATEGORIES = ("babble", "music", "noise", "speech")
+CATEGORIES = ("babble", "music", "noise", "speech")  # `noise`: natural sounds
+TEST_SNRS_DB = (10.0, 5.0, 0.0, -5.0, -10.0)  # of the noisy test sets of Shi et al. 2022b
 SILENCE_RMS = 1.0  # int16 steps; a noise below it cannot be brought to any level
 MAX_DRAWS = 20  # noises that are looked at until one is not silent
 
@@ -55,6 +57,9 @@ class NoiseKind(NamedTuple):
     def file_name(self) -> str:
         return f"{self.category}_{self.snr_db:g}dB.jsonl"
 
+    def __str__(self) -> str:
+        return f"{self.category}:{self.snr_db:g}"
+
 
 def parse_kind(text: str) -> NoiseKind:
     """`babble:0` -> NoiseKind. Raises UserError for anything else."""
@@ -62,6 +67,24 @@ def parse_kind(text: str) -> NoiseKind:
     if match is None or match[1] not in CATEGORIES:
         raise UserError(f"--noise {text}: expected CATEGORY:DECIBELS, e.g. babble:0; known: {', '.join(CATEGORIES)}")
     return NoiseKind(match[1], float(match[2]))
+
+
+def parse_kinds(texts: Iterable[str]) -> list[NoiseKind]:
+    """Kinds joined by commas, or `all`: the twenty of the noisy test sets of Shi et al. 2022b. Each once, in order.
+
+    Raises UserError for anything else.
+    """
+    names = [name for text in texts for name in text.split(",")]
+    every = [NoiseKind(category, snr_db) for category in CATEGORIES for snr_db in TEST_SNRS_DB]
+    kinds = [every if name == "all" else [parse_kind(name)] for name in names]
+    return list(dict.fromkeys(kind for several in kinds for kind in several))
+
+
+def find_kinds(folder: Path) -> list[NoiseKind]:
+    """The kinds that are frozen in a folder of `mmspeech prepare noisy`, by category and falling level."""
+    matches = (re.fullmatch(r"(\w+)_(-?[\d.]+)dB\.jsonl", path.name) for path in folder.glob("*dB.jsonl"))
+    kinds = [NoiseKind(match[1], float(match[2])) for match in matches if match and match[1] in CATEGORIES]
+    return sorted(kinds, key=lambda kind: (CATEGORIES.index(kind.category), -kind.snr_db))
 
 
 def find_gain(clean: np.ndarray, noise: np.ndarray, snr_db: float) -> float:

@@ -3,8 +3,11 @@
 Each step takes the best 2B continuations of an utterance's B hypotheses by summed log probability. An end symbol among
 the first B of them ends a hypothesis; the best B of the others go on. A finished one is ranked by its sum divided by
 length^penalty, the end symbol counted. An utterance is done when no live hypothesis can still reach the worst of those
-kept, whatever it is continued with; `public_stop` ends it, as the public AV-HuBERT code does, as soon as B hypotheses
-have ended, so that a wider beam may do worse than greedy search.
+kept, whatever it is continued with: the result is that of a search to the maximum length. `public_stop` ends it, as the
+public AV-HuBERT code does, as soon as B hypotheses have ended, so that a wider beam may do worse than greedy search.
+
+With `ctc_weight` w, a token adds (1 - w) of its log probability and w of what it does to the hypothesis's CTC prefix
+score (Watanabe et al. 2017); neither can rise, so the same bound holds.
 """
 
 from dataclasses import dataclass
@@ -13,11 +16,11 @@ import torch
 from torch import Tensor
 
 from mmspeech.decoding.hypothesis import Hypothesis
+from mmspeech.decoding.prefix_score import NEVER, PrefixScores
 from mmspeech.errors import UserError
 from mmspeech.models.decoder import END, PAD, Decoder
 
 UNK = 3
-NEVER = float("-inf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,7 @@ class BeamConfig:
     nbest: int = 1
     temperature: float = 1.0  # divides the logits
     unk_penalty: float = 0.0  # taken from the log probability of <unk>
+    ctc_weight: float = 0.0  # share of the CTC prefix score; needs a model that was tuned with such a head
     public_stop: bool = False  # stop at B ended hypotheses, as the public code does
 
     def __post_init__(self) -> None:
@@ -42,6 +46,10 @@ class BeamConfig:
                 f"temperature {self.temperature}, unk_penalty {self.unk_penalty}: "
                 "expected a temperature above 0 and a penalty of 0 or more"
             )
+        if not 0 <= self.ctc_weight <= 1:
+            raise UserError(
+                f"ctc_weight: {self.ctc_weight}; expected a share from 0 (attention alone) to 1 (CTC alone)"
+            )
 
     def max_length(self, num_frames: Tensor) -> Tensor:
         """The most tokens before the end symbol, (N,) int64, for utterances of `num_frames` (N,)."""
@@ -51,7 +59,12 @@ class BeamConfig:
 
 @torch.inference_mode()
 def beam_search(
-    decoder: Decoder, memory: Tensor, memory_lengths: Tensor, config: BeamConfig, max_length: Tensor | None = None
+    decoder: Decoder,
+    memory: Tensor,
+    memory_lengths: Tensor,
+    config: BeamConfig,
+    max_length: Tensor | None = None,
+    ctc: PrefixScores | None = None,
 ) -> list[list[Hypothesis]]:
     """Up to `nbest` hypotheses of each of N utterances, best first; none where the model gives no finite score.
 
@@ -59,13 +72,18 @@ def beam_search(
         memory: (N, T, D) the encoder's frames.
         memory_lengths: (N,) how many are real.
         max_length: (N,) the most tokens before the end symbol; by default what the config says of the frames.
+        ctc: fresh prefix scores of the same utterances; `config.ctc_weight` needs them.
     """
+    assert (ctc is not None) == (config.ctc_weight > 0), config.ctc_weight
     vocab_size = decoder.vocab_size
     beam = min(config.beam, vocab_size - 1) if config.public_stop else config.beam
     if max_length is None:
         max_length = config.max_length(memory_lengths)
     last_step = int(max_length.max())
     max_length = max_length.to(memory.device)
+    # One table for scores and bound: a power rounded in two ways could put the bound below what it bounds.
+    divisors = torch.arange(1, last_step + 2, dtype=torch.float64) ** config.length_penalty
+    divisors = divisors.to(memory.device, torch.float32)
     # On a GPU a look at what is done makes the host wait for all that was queued; a few steps too many cost less.
     look_every = 1 if memory.device.type == "cpu" else 8
 
@@ -77,7 +95,8 @@ def beam_search(
     done = torch.zeros(len(memory), dtype=torch.bool, device=memory.device)
 
     for step in range(last_step + 1):
-        scores = _continuations(decoder.step(live.last, state), live, config, step, forced=step >= max_length)
+        logits, prefix_gains = decoder.step(live.last, state), ctc.gains() if ctc else None
+        scores = _continuations(logits, prefix_gains, live, config, step, forced=step >= max_length)
         total = scores.shape[1] * vocab_size
         num_candidates = min(2 * beam, total - 1 if config.public_stop else total)
         best, place = scores.flatten(1).topk(num_candidates)  # (n, 2B), sorted
@@ -87,19 +106,21 @@ def beam_search(
         ended = ends[:, :beam] & ~done[:, None]
         if config.public_stop:  # room for B in the order in which they end
             ended &= (ended.cumsum(1) + kept.count()[:, None]) <= beam
-        normed = (best[:, :beam] / (step + 1) ** config.length_penalty).masked_fill(~ended, NEVER)
+        normed = (best[:, :beam] / divisors[step]).masked_fill(~ended, NEVER)
         kept = kept.merge(normed, live.extended(parents[:, :beam], tokens[:, :beam], best[:, :beam]))
 
         _, order = best.masked_fill(ends, NEVER).topk(min(beam, num_candidates))
         parents, tokens = parents.gather(1, order), tokens.gather(1, order)
         live = live.extended(parents, tokens, best.masked_fill(ends, NEVER).gather(1, order))
         state.choose(parents)
+        if ctc:
+            ctc.choose(parents, tokens)
 
         done = done | (step >= max_length)
         if config.public_stop:
             done = done | (kept.count() >= beam)
         else:
-            done = done | (kept.scores[:, -1] >= _reachable(live.scores[:, 0], step, max_length, config.length_penalty))
+            done = done | (kept.scores[:, -1] >= _reachable(live.scores[:, 0], step, max_length, divisors))
         if step == last_step or (step + 1) % look_every:
             continue
         going, gone = (~done).nonzero()[:, 0], done.nonzero()[:, 0]
@@ -110,6 +131,8 @@ def beam_search(
             utterances, done, max_length = utterances[going], done[going], max_length[going]
             live, kept = live.keep(going), kept.keep(going)
             state.keep(going)
+            if ctc:
+                ctc.keep(going)
     leaving.append((utterances, kept))
     return _collect(leaving, len(memory), config.nbest)
 
@@ -186,13 +209,19 @@ class _Kept:
         return _Kept(*(part[utterances] for part in (self.scores, self.lengths, self.tokens, self.sums)))
 
 
-def _continuations(logits: Tensor, live: _Live, config: BeamConfig, step: int, forced: Tensor) -> Tensor:
+def _continuations(
+    logits: Tensor, prefix_gains: Tensor | None, live: _Live, config: BeamConfig, step: int, forced: Tensor
+) -> Tensor:
     """Sums (n, B, V) of every hypothesis with every token behind it; -inf for what may not follow.
 
     Args:
+        prefix_gains: (n, B, V) what each token adds to the CTC prefix score, in a joint search.
         forced: (n,) bool, utterances at their maximum length, where only the end symbol may follow.
     """
     gains = torch.log_softmax(logits.float() / config.temperature, dim=-1)
+    if prefix_gains is not None:
+        joint = (1 - config.ctc_weight) * gains + config.ctc_weight * prefix_gains.float()
+        gains = joint.clamp(max=0.0)  # rounded, a prefix score may seem to rise
     gains = gains.masked_fill(gains.isnan(), NEVER)
     gains[:, :, PAD] = NEVER
     if config.unk_penalty:
@@ -204,14 +233,17 @@ def _continuations(logits: Tensor, live: _Live, config: BeamConfig, step: int, f
     return live.scores[:, :, None] + gains
 
 
-def _reachable(best_sum: Tensor, step: int, max_length: Tensor, penalty: float) -> Tensor:
+def _reachable(best_sum: Tensor, step: int, max_length: Tensor, divisors: Tensor) -> Tensor:
     """(n,) the score that no hypothesis can exceed which goes on from a sum of at most `best_sum` (n,).
 
     Sums only fall. Dividing by a power of the length helps most at the greatest length if the exponent is positive,
     else at the next possible one, that of the end symbol right behind the step + 1 tokens so far.
+
+    Args:
+        divisors: (U,) the powers of the lengths 1, 2, ...
     """
-    length = (max_length + 1).float() if penalty > 0 else torch.full_like(best_sum, step + 2)
-    return best_sum / length**penalty
+    following = divisors[min(step + 1, len(divisors) - 1)]
+    return best_sum / torch.maximum(divisors[max_length], following)
 
 
 def _collect(leaving: list[tuple[Tensor, _Kept]], n: int, nbest: int) -> list[list[Hypothesis]]:

@@ -15,7 +15,7 @@ from mmspeech.decoding.ctc import greedy, prefix_beam_search
 from mmspeech.decoding.hypothesis import Hypothesis
 from mmspeech.errors import UserError
 from mmspeech.finetuning.tuning import TuningConfig, draw_kept, encode, leaves_unused, num_targets, tuned
-from mmspeech.models.av_encoder import AVEncoder
+from mmspeech.models.av_encoder import AVEncoder, Encoded
 
 BLANK = 0  # <s>, which no target holds
 
@@ -67,11 +67,18 @@ class CTC(nn.Module):
         logits = self.project(self.dropout(encoded.frames))
         return Loss(parts={"ctc": (ctc_loss(logits, batch), 1.0)})
 
-    @torch.inference_mode()
     def generate(self, batch: Batch, search: CTCSearchConfig | None = None) -> list[list[Hypothesis]]:
         """Hypotheses of each item, best first; in evaluation mode."""
-        search = search or CTCSearchConfig()
-        encoded = self.encoder.encode(batch.streams, batch.lengths, batch.present or None)
+        return self.search(self.encoded(batch), search or CTCSearchConfig())
+
+    @torch.inference_mode()
+    def encoded(self, batch: Batch) -> Encoded:
+        """The first half of `generate`, which all searches of a batch may share."""
+        return self.encoder.encode(batch.streams, batch.lengths, batch.present or None)
+
+    @torch.inference_mode()
+    def search(self, encoded: Encoded, search: CTCSearchConfig) -> list[list[Hypothesis]]:
+        """The second half of `generate`."""
         log_probs = self.project(encoded.frames).float().log_softmax(-1)
         if search.beam == 1:
             return [[hypothesis] for hypothesis in greedy(log_probs, encoded.lengths, BLANK)]

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from mmspeech.batch import Batch, Loss
 from mmspeech.decoding.beam import BeamConfig, beam_search
 from mmspeech.decoding.hypothesis import Hypothesis
+from mmspeech.decoding.prefix_score import PrefixScores
 from mmspeech.errors import UserError
-from mmspeech.finetuning.ctc import ctc_loss
+from mmspeech.finetuning.ctc import BLANK, ctc_loss
 from mmspeech.finetuning.tuning import TuningConfig, draw_kept, encode, leaves_unused, num_targets, tuned
-from mmspeech.models.av_encoder import AVEncoder
+from mmspeech.models.av_encoder import AVEncoder, Encoded
 from mmspeech.models.decoder import PAD, Decoder, DecoderConfig, shift_right
 
 
@@ -75,11 +76,32 @@ class Seq2Seq(nn.Module):
         right = ((logits.argmax(-1) == targets) & real).sum()
         return Loss(parts=parts, logs={"accuracy": (right, real.sum())})
 
-    @torch.inference_mode()
     def generate(self, batch: Batch, search: BeamConfig | None = None) -> list[list[Hypothesis]]:
         """Hypotheses of each item, best first; in evaluation mode."""
-        encoded = self.encoder.encode(batch.streams, batch.lengths, batch.present or None)
-        return beam_search(self.decoder, encoded.frames, encoded.lengths, search or BeamConfig())
+        return self.search(self.encoded(batch), search or BeamConfig())
+
+    @torch.inference_mode()
+    def encoded(self, batch: Batch) -> Encoded:
+        """The first half of `generate`, which all searches of a batch may share."""
+        return self.encoder.encode(batch.streams, batch.lengths, batch.present or None)
+
+    @torch.inference_mode()
+    def search(self, encoded: Encoded, search: BeamConfig) -> list[list[Hypothesis]]:
+        """The second half of `generate`. Raises UserError for a joint search without a CTC head."""
+        return beam_search(
+            self.decoder, encoded.frames, encoded.lengths, search, ctc=self._prefix_scores(encoded, search)
+        )
+
+    def _prefix_scores(self, encoded: Encoded, search: BeamConfig) -> PrefixScores | None:
+        if search.ctc_weight == 0:
+            return None
+        if self.ctc_project is None:
+            raise UserError(
+                f"ctc_weight: {search.ctc_weight}, but this model has no CTC head; leave it out, or give a model that "
+                "was tuned with objective.ctc_weight above 0"
+            )
+        log_probs = self.ctc_project(encoded.frames).float().log_softmax(-1)
+        return PrefixScores(log_probs, encoded.lengths, BLANK)
 
 
 def label_smoothed_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:

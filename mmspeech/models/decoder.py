@@ -53,6 +53,25 @@ class DecoderState:
         index = hypotheses[:, :, None].expand(-1, -1, self.ancestors.shape[2])
         self.ancestors = self.ancestors.gather(1, index)
 
+    def make_room(self, width: int) -> None:
+        """Where `width` more slots do not fit, forget those that no hypothesis descends from, if they are half of all.
+
+        Hypotheses soon share all but their last tokens, so that a long search of a wide beam needs few of its slots.
+        The only wait for the device here comes as seldom as the room would double.
+        """
+        size = self.past[0].size
+        if size == 0 or self.past[0].has_room(width):
+            return
+        slots = self.ancestors.flatten(1)
+        used = torch.zeros(len(slots), size, dtype=torch.bool, device=slots.device).scatter(1, slots, True)
+        most = int(used.sum(1).max())
+        if 2 * most > size:
+            return
+        self.ancestors = (used.cumsum(1) - 1).gather(1, slots).view_as(self.ancestors)
+        first = used.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+        for past in self.past:
+            past.keep_slots(first)
+
     def keep(self, utterances: Tensor) -> None:
         """Drop all but these utterances, (n',) int64."""
         self.memory_valid = self.memory_valid.index_select(0, utterances)
@@ -116,6 +135,7 @@ class Decoder(nn.Module):
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Feed the last token of each hypothesis, (n, B) int64; returns logits (n, B, V) and moves the state on."""
         n, width = tokens.shape
+        state.make_room(width)
         used, num_fed = state.past[0].size, state.ancestors.shape[2]
         own = torch.arange(used, used + width, device=tokens.device)
         state.ancestors = torch.cat([state.ancestors, own.expand(n, width)[:, :, None]], dim=2)

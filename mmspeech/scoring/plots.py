@@ -81,8 +81,13 @@ def rate_over_snr(scores: Sequence[Score]) -> str:
     panels = {kind: lines for kind in kinds if (lines := _lines(scores, kind))}
     if not panels:
         return ""
-    figure = Figure(figsize=(4.6 * len(panels), 3.2), layout="constrained")
-    for axes, (kind, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+    columns = min(len(panels), 2)  # more beside each other would be too small to read
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    places_of_panels = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axes in places_of_panels[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (kind, lines) in zip(places_of_panels, panels.items(), strict=False):
         levels = sorted({split_noise(score.noise)[1] for line in lines.values() for score in line})  # clean: inf, last
         places = {level: place for place, level in enumerate(levels)}
         for (name, line), colour in zip(lines.items(), COLOURS * len(lines), strict=False):

@@ -48,7 +48,7 @@ def write(
     scores = table.in_every_noise(table.with_distinct_labels(scores))
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
     curves = training_curves(folders)
-    made = table.tables(scores)
+    made = table.shown(table.tables(scores))
     sections = [
         ("Scores", "".join(map(table_html, made)) + page.READING + "".join(map(note_html, table.notes(made)))),
         ("Beside the paper", "".join(map(against_html, compared))),
@@ -85,10 +85,10 @@ def pick_clips(scores: Sequence[table.Score], number: int, *, seed: int = 0) -> 
     scores = [score for score in table.with_distinct_labels(scores) if (score.folder / "hyp.jsonl").exists()]
     sets = dict.fromkeys((score.set, score.metric) for score in scores)
     shown = next((one for one in sets if one[0] == "test"), next(iter(sets), None))
-    scores = sorted(
-        (score for score in scores if (score.set, score.metric) == shown),
-        key=lambda score: table.column_order(score.column),
-    )
+    scores = [score for score in scores if (score.set, score.metric) == shown]
+    if len({score.noise for score in scores}) > table.MANY + 1:  # forty readings of a clip are not read
+        scores = [score for score in scores if score.noise in table.STANDARD] or scores
+    scores.sort(key=lambda score: table.column_order(score.column))
     heard = {score: wer.read_texts(score.folder / "hyp.jsonl") for score in scores}
     said = wer.read_texts(scores[0].folder / "ref.jsonl") if scores else {}
     ids = sorted(set(said).intersection(*heard.values()))
@@ -116,9 +116,11 @@ def table_html(one: table.Table) -> str:
         mark = table.hash_mark(one.noise_hash(column))
         mark = f"<code>{html.escape(mark)}</code>" if mark else ""
         heads.append(f'<th scope="col">{html.escape(modality)}<small>{html.escape(noise)}{mark}</small></th>')
+    heads += [f'<th scope="col">{html.escape(heading)}</th>' for heading in one.summaries]
     rows = []
     for label in one.rows:
         cells = [cell_html(one.scores.get((label, column))) for column in one.columns]
+        cells += [f"<td><b>{last.get(label, '–')}</b></td>" for last in one.summaries.values()]
         is_floor = all(one.scores[key].modality == table.ANY for key in one.scores if key[0] == label)
         kind = ' class="floor"' if is_floor else ""
         rows.append(f'<tr{kind}><th scope="row">{html.escape(label)}</th>{"".join(cells)}</tr>')

@@ -7,7 +7,7 @@ table.tsv  one line per score, for spreadsheets and plots
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import rich.table
@@ -21,6 +21,11 @@ ANY = "any"  # the floor's modality and noise: it stands in every column
 MODALITIES = ("av", "a", "v")  # the order of columns; others follow
 SAME = "= clean"  # in place of a noise's hash: nothing in the input hears it
 LIPS = ("v", "video")  # modalities that hear no noise, where decode.json does not say whether they do
+STANDARD = ("clean", "babble:0")  # the noises of the papers' tables
+AVERAGED = (("av", "clean"), ("av", "babble:0"), ("a", "clean"), ("a", "babble:0"), ("v", "clean"))  # Table 2's Avg-WER
+AVERAGE, REAL_TIME, MEAN = "Avg", "real-time factor", "mean in noise"
+MANY = 4  # noises: more are laid out by SNR, one row for each kind
+BY_SNR = "snr"  # in place of a column's modality, there
 READING = "95 % interval over utterances. #: which noise was added."
 
 
@@ -42,6 +47,9 @@ class Score:
     folder: Path
     hears_noise: bool = True
     set_aside: int = 0  # cuts of the set that could not be read and do not count
+    swept_beam: int = 0  # width of the search, where several were tried in one run
+    seconds: float = 0.0  # that decoding took
+    audio_seconds: float = 0.0  # of speech
 
     @property
     def column(self) -> tuple[str, str]:
@@ -57,6 +65,7 @@ class Table:
     rows: list[str]
     columns: list[tuple[str, str]]
     scores: dict[tuple[str, tuple[str, str]], Score]
+    summaries: dict[str, dict[str, str]] = field(default_factory=dict)  # heading of a last column -> label -> cell
 
     @property
     def title(self) -> str:
@@ -67,7 +76,7 @@ class Table:
 
         `SAME` where the column is the clean one again.
         """
-        if column[1] in ("clean", ANY):
+        if column[1] in ("clean", ANY) or column[0] == BY_SNR:
             return None
         systems = [score for (_, at), score in self.scores.items() if at == column and score.modality != ANY]
         hashes = {score.noise_hash or "" for score in systems}
@@ -116,6 +125,9 @@ def read_score(path: Path) -> Score:
             folder=path.parent,
             hears_noise=content.get("hears_noise", content.get("modality") not in LIPS),
             set_aside=int(content.get("set_aside") or 0),
+            swept_beam=int(content.get("swept_beam") or 0),
+            seconds=float(content.get("seconds") or 0.0),
+            audio_seconds=float(content.get("audio_seconds") or 0.0),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a score that this version wrote ({error!r}); delete it and score again") from None
@@ -129,13 +141,73 @@ def tables(scores: Iterable[Score]) -> list[Table]:
         here = [score for score in scores if (score.set, score.metric) == (name, metric)]
         columns = sorted({score.column for score in here if score.modality != ANY}, key=column_order)
         columns = columns or [(ANY, ANY)]
-        here.sort(key=lambda score: score.modality == ANY)  # stable: systems stay in the order they were given
+        systems = [_without_beam(score) for score in here]  # they stay in the order they were given
+        here.sort(key=lambda score: (score.modality == ANY, systems.index(_without_beam(score)), score.swept_beam))
         cells = {}
         for score in here:
             for column in columns if score.modality == ANY else [score.column]:
                 cells[score.label, column] = score
-        made.append(Table(name, metric, list(dict.fromkeys(score.label for score in here)), columns, cells))
+        rows = list(dict.fromkeys(score.label for score in here))
+        summaries = {AVERAGE: averages(rows, columns, cells), REAL_TIME: real_time_factors(here)}
+        kept = {heading: shown for heading, shown in summaries.items() if shown}
+        made.append(Table(name, metric, rows, columns, cells, kept))
     return made
+
+
+def averages(
+    rows: Iterable[str], columns: Sequence[tuple[str, str]], cells: dict[tuple[str, tuple[str, str]], Score]
+) -> dict[str, str]:
+    """Label -> the plain mean of its five rates in u-HuBERT's Table 2 (AV and A clean and noisy, V); only with all."""
+    if not set(AVERAGED) <= set(columns):
+        return {}
+    found = {label: [cells[label, at].value for at in AVERAGED if (label, at) in cells] for label in rows}
+    return {
+        label: f"{sum(values) / len(values):.1f}" for label, values in found.items() if len(values) == len(AVERAGED)
+    }
+
+
+def real_time_factors(scores: Sequence[Score]) -> dict[str, str]:
+    """Label -> seconds of decoding per second of speech over all its conditions, where a width was swept."""
+    own = [score for score in scores if score.swept_beam and score.audio_seconds and score.noise_hash != SAME]
+    spent: dict[str, list[float]] = {}
+    for score in own:
+        total = spent.setdefault(score.label, [0.0, 0.0])
+        total[0] += score.seconds
+        total[1] += score.audio_seconds
+    return {label: f"{seconds / audio_seconds:.3f}" for label, (seconds, audio_seconds) in spent.items()}
+
+
+def shown(made: Iterable[Table]) -> list[Table]:
+    """The tables as people read them: one with more than a few noises keeps the standard ones, and another is laid out
+    with SNRs across and a row for each system, input and kind of noise."""
+    parts = []
+    for table in made:
+        if len({noise for _, noise in table.columns} - {"clean", ANY}) <= MANY:
+            parts.append(table)
+        else:
+            parts += [replace(table, columns=[at for at in table.columns if at[1] in (*STANDARD, ANY)]), by_snr(table)]
+    return [part for part in parts if part.columns]
+
+
+def by_snr(table: Table) -> Table:
+    """A table's scores in noise with SNRs across, and the mean over them; what hears no noise is left out."""
+    cells: dict[tuple[str, tuple[str, str]], Score] = {}
+    for (label, (modality, noise)), score in table.scores.items():
+        kind, snr_db = split_noise(noise)
+        if math.isfinite(snr_db) and score.modality != ANY and score.noise_hash != SAME:
+            row = f"{label}, {modality.upper()} {kind}"
+            cells[row, (BY_SNR, f":{snr_db:g}")] = score
+            if clean := table.scores.get((label, (modality, "clean"))):
+                cells[row, (BY_SNR, "clean")] = clean
+    columns = sorted({column for _, column in cells}, key=column_order)
+    order = {label: place for place, label in enumerate(table.rows)}
+    sources = {row: score for (row, at), score in cells.items() if at[1] != "clean"}
+    rows = sorted(sources, key=lambda row: (order[sources[row].label], column_order(sources[row].column)))
+    noisy = [column for column in columns if column[1] != "clean"]
+    values = {row: [cells[row, at].value for at in noisy if (row, at) in cells] for row in rows}
+    means = {row: f"{sum(found) / len(found):.1f}" for row, found in values.items() if len(found) == len(noisy)}
+    title = f"{table.set}, by noise and SNR"
+    return replace(table, set=title, rows=rows, columns=columns, scores=cells, summaries={MEAN: means} if means else {})
 
 
 def with_distinct_labels(scores: Iterable[Score]) -> list[Score]:
@@ -191,6 +263,8 @@ def heading(column: tuple[str, str]) -> str:
     modality, noise = column
     if noise == ANY:
         return "any input"
+    if modality == BY_SNR:
+        return "no noise" if noise == "clean" else f"SNR {split_noise(noise)[1]:g} dB"
     kind, snr_db = split_noise(noise)
     return f"{modality.upper()} {kind}" + (f" {snr_db:g} dB" if math.isfinite(snr_db) else "")
 
@@ -204,31 +278,35 @@ def hash_mark(noise_hash: str | None) -> str:
 
 def printed(table: Table) -> rich.table.Table:
     """The table for a terminal."""
-    shown = rich.table.Table(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    shown.add_column("", overflow="fold")
+    made = rich.table.Table(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    made.add_column("", overflow="fold")
     for column in table.columns:
         modality, _, noise = heading(column).partition(" ")
         mark = hash_mark(table.noise_hash(column))
         lines = [modality, noise, mark] if mark else [modality, noise]
-        shown.add_column(Text("\n".join(lines)), justify="right", no_wrap=True)
+        made.add_column(Text("\n".join(lines)), justify="right", no_wrap=True)
+    for heading_of_last in table.summaries:
+        made.add_column(Text(heading_of_last.replace(" ", "\n", 1)), justify="right", no_wrap=True)
     for label in table.rows:
         cells = [table.scores.get((label, column)) for column in table.columns]
-        shown.add_row(
+        made.add_row(
             Text(label),
             *(
                 Text.assemble(f"{cell.value:.1f}", "\n", (f"{cell.low:.1f}–{cell.high:.1f}", "dim")) if cell else "–"
                 for cell in cells
             ),
+            *(last.get(label, "–") for last in table.summaries.values()),
         )
-    shown.caption = Text("\n".join([f"Below each rate: {READING}", *notes([table])]))
-    shown.caption_justify = "left"
-    return shown
+    made.caption = Text("\n".join([f"Below each rate: {READING}", *notes([table])]))
+    made.caption_justify = "left"
+    return made
 
 
 def by_modality(table: Table) -> list[Table]:
-    """The table as one for each modality, for narrow terminals."""
+    """The table as one for each modality, for narrow terminals; what sums them up stands in the last."""
     modalities = dict.fromkeys(modality for modality, _ in table.columns)
-    return [replace(table, columns=[column for column in table.columns if column[0] == one]) for one in modalities]
+    parts = [replace(table, columns=[at for at in table.columns if at[0] == one], summaries={}) for one in modalities]
+    return [*parts[:-1], replace(parts[-1], summaries=table.summaries)]
 
 
 def markdown(made: Sequence[Table]) -> str:
@@ -239,9 +317,11 @@ def markdown(made: Sequence[Table]) -> str:
         heads = [
             heading(column) + (f" `{mark}`" if mark else "") for column, mark in zip(table.columns, marks, strict=True)
         ]
+        heads += table.summaries
         lines = [f"| {table.title} | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
         for label in table.rows:
             cells = [_cell(table.scores.get((label, column))) for column in table.columns]
+            cells += [last.get(label, "–") for last in table.summaries.values()]
             lines.append(f"| {_escaped(label)} | {' | '.join(cells)} |")
         parts.append("\n".join(lines) + "\n")
     below = [f"In brackets: {READING.replace('#', '`#`')}", *notes(made)]
@@ -250,6 +330,7 @@ def markdown(made: Sequence[Table]) -> str:
 
 def notes(made: Iterable[Table]) -> list[str]:
     """What must be known beside the rates: which columns are the clean one again, and which cuts do not count."""
+    made = list(made)
     same: dict[str, None] = {}
     missing: dict[str, list[str]] = {}
     for table in made:
@@ -259,8 +340,12 @@ def notes(made: Iterable[Table]) -> list[str]:
                 text = f"{label}: {score.set_aside} cut(s) of {table.set} could not be read and do not count"
                 missing.setdefault(text, []).append(heading(column))
     deaf = [f"{SAME}: lips hear no noise: {', '.join(same)} is the same in all noises."] if same else []
+    averaged = any(AVERAGE in table.summaries for table in made)
+    mean = [f"{AVERAGE}: plain mean of {', '.join(map(heading, AVERAGED))}."] if averaged else []
+    if any(column[0] == BY_SNR for table in made for column in table.columns):
+        mean.append("The hash of each noise stands in table.tsv.")
     # A set scored by two metrics names its columns twice.
-    return deaf + [f"{text} ({', '.join(dict.fromkeys(where))})." for text, where in missing.items()]
+    return deaf + mean + [f"{text} ({', '.join(dict.fromkeys(where))})." for text, where in missing.items()]
 
 
 def tsv(scores: Iterable[Score]) -> str:
@@ -279,7 +364,7 @@ def write(scores: Sequence[Score], out: Path) -> list[Table]:
     """Write table.md and table.tsv into the folder `out`; returns the tables."""
     made = tables(scores)
     with files.replacing(out / "table.md") as path:
-        path.write_text(markdown(made), encoding="utf-8")
+        path.write_text(markdown(shown(made)), encoding="utf-8")
     with files.replacing(out / "table.tsv") as path:
         path.write_text(tsv(scores), encoding="utf-8")
     return made
@@ -298,6 +383,11 @@ def warnings(made: Iterable[Table]) -> Iterator[str]:
 
 def _cell(score: Score | None) -> str:
     return f"{score.value:.1f} [{score.low:.1f}, {score.high:.1f}]" if score else "–"
+
+
+def _without_beam(score: Score) -> str:
+    """The label of the system, whatever the width of its search."""
+    return score.label.replace(f", beam {score.swept_beam}", "") if score.swept_beam else score.label
 
 
 def _escaped(text: str) -> str:

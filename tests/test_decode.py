@@ -1,0 +1,206 @@
+"""`mmspeech decode` on tiny cuts: all conditions in one call, several widths of the search, n-best lists."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cuts import PRETRAIN, command, write_cuts
+
+from mmspeech import config as configs
+from mmspeech.data.frozen_noise import FrozenNoise
+from mmspeech.data.noise import CATEGORIES, find_kinds, parse_kinds
+from mmspeech.data.text import TokenizerConfig, train_tokenizer
+from mmspeech.errors import UserError
+from mmspeech.finetuning import recognizer
+from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
+from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig
+from mmspeech.models.decoder import DecoderConfig
+from mmspeech.scoring import table, wer
+
+CURRENT = "current, nothing to do"
+
+
+@dataclass(frozen=True)
+class World:
+    """What a decoding needs."""
+
+    cuts: Path  # four cuts with sound and lips
+    sound: Path  # the same without lips
+    noise: Path
+    noisy: Path  # babble at 0 dB and music at -5
+    model: Path  # attention decoder with a CTC head, random weights
+    plain: Path  # without
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    folder = tmp_path_factory.mktemp("decode")
+    durations = [0.6, 0.7, 0.8, 1.0]
+    cuts = write_cuts(folder / "cuts", durations, name="cuts_test.jsonl.gz", units=None, lips=range(4))
+    sound = write_cuts(folder / "cuts", durations, name="cuts_sound.jsonl.gz", units=None)
+    for category in CATEGORIES:
+        write_cuts(folder / "noise", [1.5, 0.5], name=f"noise_{category}_test.jsonl.gz", units=None)
+    words = ["--noise", "music:-5,babble:0"]
+    assert command("prepare", "noisy", cuts, folder / "noise", folder / "noisy", *words) == 0
+    save_model(folder / "both/model", ctc_weight=0.3)
+    save_model(folder / "plain/model", ctc_weight=0.0)
+    return World(cuts, sound, folder / "noise", folder / "noisy", folder / "both/model", folder / "plain/model")
+
+
+def save_model(folder: Path, ctc_weight: float) -> None:
+    torch.manual_seed(0)
+    encoder = AVEncoder(
+        configs.build(PRETRAIN["model"], AVEncoderConfig, Path("model")), inputs=PRETRAIN["data"]["streams"]
+    )
+    tokenizer = train_tokenizer(["word 0 1 2 3"], TokenizerConfig(kind="words"))
+    decoder = DecoderConfig(num_layers=1, dim=16, ffn_dim=32, heads=2)
+    objective = Seq2Seq(encoder, Seq2SeqConfig(decoder=decoder, ctc_weight=ctc_weight), tokenizer.size)
+    with torch.no_grad():
+        objective.decoder.embedding.weight.mul_(8)
+    recognizer.save(objective, tokenizer, folder)
+
+
+@pytest.fixture
+def decoded(world, tmp_path) -> Callable[..., Path]:
+    """Decode into a folder of this test, which it returns."""
+
+    def run(*options: object, cuts: Path = world.cuts, model: Path = world.model) -> Path:
+        out = tmp_path / "exp/decode"
+        assert command("decode", model, cuts, out, "--workers", 0, "--set", "max_length_ratio=0.3", *options) == 0
+        return out
+
+    return run
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "hyp.jsonl").read_text().splitlines()]
+
+
+def names(out: Path) -> set[str]:
+    return {path.name for path in out.iterdir()}
+
+
+def test_all_is_every_stream_and_every_frozen_noise(world, decoded, capsys):
+    """Sound in all noises, lips once; again, nothing to do. Five of the seven make the paper's Avg-WER."""
+    out = decoded("--all", "--noise-sets", world.noisy)
+    heard = {f"test-{modality}-{noise}" for modality in ("av", "a") for noise in ("clean", "babble_0dB", "music_-5dB")}
+    assert names(out) == heard | {"test-v-clean"}
+    facts = json.loads((out / "test-a-music_-5dB/decode.json").read_text())
+    assert facts["noise_hash"] == FrozenNoise(world.noisy / "music_-5dB.jsonl").sha256
+    capsys.readouterr()
+    decoded("--all", "--noise-sets", world.noisy)
+    assert capsys.readouterr().err.count(CURRENT) == 7
+    for folder in out.iterdir():
+        wer.score_folder(folder, resamples=1000)
+    (made,) = table.tables(table.collect([out]))
+    five = [made.scores["both", column].value for column in table.AVERAGED]
+    assert made.summaries == {"Avg": {"both": f"{sum(five) / 5:.1f}"}}
+
+
+def test_all_of_sound_alone_or_without_noise_is_what_there_is(world, decoded, capsys):
+    """Cuts without lips: `a` alone; without --noise-sets clean alone, with a line."""
+    assert names(decoded("--all", cuts=world.sound)) == {"sound-a-clean"}
+    said = capsys.readouterr().err
+    assert "--all: clean only" in said and "sound-av-clean: skipped, no cut in" in said
+
+
+def test_several_widths_in_one_run_are_those_of_as_many_runs(world, decoded, tmp_path, monkeypatch):
+    """The same hypotheses as one by one; every batch is encoded once; a folder and a row each, in order of width."""
+    passes = []
+    encode = AVEncoder.encode
+    monkeypatch.setattr(AVEncoder, "encode", lambda *args, **more: passes.append(1) or encode(*args, **more))
+    out = decoded("--beam", "10,1,3", "--modality", "a")
+    batches = len(passes)
+    assert names(out) == {f"test-a-clean-beam{width}" for width in (1, 3, 10)}
+    for width in (1, 3, 10):
+        alone = tmp_path / str(width)
+        words = ["--modality", "a", "--workers", 0, "--set", "max_length_ratio=0.3", "--beam", width]
+        assert command("decode", world.model, world.cuts, alone, *words) == 0
+        assert names(alone) == {"test-a-clean"}
+        for ours, theirs in zip(
+            lines_of(out / f"test-a-clean-beam{width}"), lines_of(alone / "test-a-clean"), strict=True
+        ):
+            assert (ours["id"], ours["text"]) == (theirs["id"], theirs["text"])
+            assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
+    assert len(passes) == (1 + 3) * batches
+    for folder in out.iterdir():
+        wer.score_folder(folder, resamples=1000)
+    (made,) = table.write(table.collect([out]), tmp_path / "report")
+    assert made.rows == ["both, beam 1", "both, beam 3", "both, beam 10"]
+    facts = json.loads((out / "test-a-clean-beam3/decode.json").read_text())
+    assert 0 < facts["encoding_seconds"] <= facts["seconds"]
+    assert made.summaries["real-time factor"]["both, beam 3"] == f"{facts['seconds'] / facts['audio_seconds']:.3f}"
+    assert "| real-time factor |" in (tmp_path / "report/table.md").read_text().splitlines()[0]
+
+
+def test_nbest_holds_readings_with_their_tokens(decoded):
+    """The first is the line's own; scores fall; token scores add up to the score times a power of the length."""
+    for line in lines_of(decoded("--set", "nbest=3", "--beam", 4, "--modality", "a") / "test-a-clean"):
+        assert len(line["nbest"]) == 3
+        assert (line["nbest"][0]["text"], line["nbest"][0]["score"]) == (line["text"], line["score"])
+        assert [one["score"] for one in line["nbest"]] == sorted((one["score"] for one in line["nbest"]), reverse=True)
+        for one in line["nbest"]:
+            assert len(one["token_scores"]) == len(one["tokens"]) + 1  # and the end symbol
+            assert sum(one["token_scores"]) / len(one["token_scores"]) == pytest.approx(one["score"], abs=1e-4)
+            pieces = [piece.removeprefix("▁") for piece in one["tokens"] if piece != "<s>"]
+            assert " ".join(pieces) == one["text"]
+
+
+def test_one_best_is_a_line_without_lists(decoded):
+    assert all(line.keys() == {"id", "text", "score"} for line in lines_of(decoded("--modality", "a") / "test-a-clean"))
+
+
+def test_joint_search_is_a_setting(world, decoded, tmp_path):
+    """Another score for the same cuts."""
+    plain = lines_of(decoded("--modality", "a") / "test-a-clean")
+    words = ["--modality", "a", "--workers", 0, "--set", "max_length_ratio=0.3", "--set", "ctc_weight=0.5"]
+    assert command("decode", world.model, world.cuts, tmp_path / "joint", *words) == 0
+    joint = lines_of(tmp_path / "joint/test-a-clean")
+    assert [line["id"] for line in plain] == [line["id"] for line in joint]
+    assert [line["score"] for line in plain] != [line["score"] for line in joint]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--set", "ctc_weight=0.3"], "ctc_weight: 0.3, but this model has no CTC head"),
+        (["--beam", "1,x"], "--beam 1,x: expected widths from 1 on"),
+        (["--beam", "0"], "--beam 0: expected widths from 1 on"),
+        (
+            ["--beam", "2,4", "--set", "beam=3"],
+            "--beam 2,4: expected widths from 1 on, as in 1,5,20, and no --set beam=",
+        ),
+        (["--beam", "2,8", "--set", "nbest=4"], "nbest: 4 of a beam of 2"),
+        (["--all", "--noise", "clean"], "--all: stands for all streams and noises"),
+        (["--all", "--noise-sets", "{noise}"], "{noise}: no frozen noise in there"),
+    ],
+)
+def test_what_cannot_be_is_one_line(world, tmp_path, capsys, options, text):
+    options = [option.format(noise=world.noise) for option in options]
+    assert command("decode", world.plain, world.cuts, tmp_path / "out", "--workers", 0, *options) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and text.format(noise=world.noise) in last
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_noises_of_the_noisy_test_sets_come_from_one_call(world, tmp_path, capsys):
+    """Four categories at five levels, each with its hash; the same files as one by one."""
+    assert command("prepare", "noisy", world.cuts, world.noise, tmp_path / "noisy", "--noise", "all") == 0
+    said = capsys.readouterr().err
+    kinds = find_kinds(tmp_path / "noisy")
+    assert len(kinds) == 20 and set(kinds) == set(parse_kinds(["all"]))
+    assert [str(kind) for kind in kinds[:5]] == ["babble:10", "babble:5", "babble:0", "babble:-5", "babble:-10"]
+    for kind in kinds:
+        assert f"{kind.file_name}: sha256 {FrozenNoise(tmp_path / 'noisy' / kind.file_name).sha256}" in said
+    name = "music_-5dB.jsonl"
+    assert FrozenNoise(tmp_path / "noisy" / name).sha256 == FrozenNoise(world.noisy / name).sha256
+
+
+def test_noises_may_be_joined_by_commas_and_count_once():
+    assert [str(kind) for kind in parse_kinds(["music:-5,babble:0", "music:-5"])] == ["music:-5", "babble:0"]
+    with pytest.raises(UserError, match="--noise rain:0"):
+        parse_kinds(["babble:0,rain:0"])

@@ -84,6 +84,7 @@ def attacks(flag: str) -> dict[str, Call]:
         "open": Call(builtins.open, flag, "w"),
         "import": Call(importlib.import_module, "this"),
         "getattr": Call(getattr, Path(flag), "touch"),
+        "getattr of a class": Call(getattr, dict, "fromkeys"),
         "method": Call(pathlib.Path.touch, Path(flag)),
         "partial": Call(functools.partial, os.system, f"touch {flag}"),
         "caller": Call(operator.methodcaller("touch"), Path(flag)),
@@ -240,8 +241,8 @@ def test_data_comes_out_and_objects_are_records(layout, tmp_path):
     assert read["values"] == values and read["nested"] == content["nested"]
     thing, colour = read["objects"]["thing"], read["objects"]["colour"]
     assert type(thing) is Record and thing.name == f"{__name__}.Thing" and thing.state == vars(objects["thing"])
-    assert colour.args == ("red",)
-    assert plain(read["objects"]["space"]) == {"lr": [0.1]} and plain({"c": colour}) == {"c": "red"}
+    assert colour.args in (("red",), ("RED",))  # by value or, in the first versions of Python 3.11, by name
+    assert plain(read["objects"]["space"]) == {"lr": [0.1]} and plain({"c": colour}) == {"c": colour.args[0]}
 
 
 @pytest.mark.parametrize("layout", FORMATS)

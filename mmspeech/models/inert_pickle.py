@@ -279,11 +279,21 @@ def _text(value: Any) -> str:
 
 # The only functions that a checkpoint calls, as ours; tensors are made by the machine.
 TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+
+
+def _member(cls: Any, name: Any) -> Record:
+    """A member of an enumeration by its name, as Python 3.11.0 to 3.11.3 write it; others write the value."""
+    if not isinstance(cls, Global) or type(name) is not str or cls.name.partition(".")[0] in _POWERFUL:
+        raise Refused("it asks for an attribute")
+    return Record(cls.name, (name,))
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": lambda pairs=(): _dict([part for pair in _listed(pairs) for part in _listed(pair)]),
     "torch._utils._rebuild_parameter": lambda data, *rest: data,
     "torch.Size": lambda size=(): tuple(_listed(size)),
     "builtins.set": lambda items=(): set(map(_key, _listed(items))),
+    "builtins.getattr": _member,
     "_codecs.encode": lambda text, encoding="latin1": _text(text).encode("latin-1"),  # bytes, in protocol 2
 }
 # Names in Python's library, torch and numpy that stand in checkpoints; their objects become Records like all others.

@@ -85,28 +85,39 @@ def digest(path: Path) -> str:
 
 
 class Stage:
-    """One output (a folder or a file), the inputs it is made from and the settings it is made with."""
+    """One output (a folder or a file), the inputs it is made from and the settings it is made with.
 
-    def __init__(self, output: Path, inputs: Sequence[Path] = (), settings: Mapping[str, object] | None = None) -> None:
-        self.output = output
+    Args:
+        anew: made with other settings it is replaced; without, that is refused, before any work is done.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        inputs: Sequence[Path] = (),
+        settings: Mapping[str, object] | None = None,
+        *,
+        anew: bool = False,
+    ) -> None:
+        self.output, self.anew = output, anew
         self.inputs = {str(path): digest(path) for path in inputs}
         self.settings = json.loads(json.dumps(dict(settings or {}), default=str))
 
     def is_current(self) -> bool:
-        """Whether the output is there and was made from these inputs with these settings; says so if it is."""
+        """Whether the output is there and was made from these inputs with these settings; says so if it is.
+
+        Raises UserError if what is there must not be replaced: now, rather than when hours of work are to be written.
+        """
         if not self.output.exists() or not self._is_mine(_read(self._record())):
+            self._check_place()
             return False
         say(f"{self.output}: current, nothing to do")
         return True
 
     @contextlib.contextmanager
-    def writing(self, *, anew: bool = False) -> Iterator[Path]:
-        """Yield an empty folder that takes the output's place, with its record, when the block ends well.
-
-        Args:
-            anew: also in place of one that was made with other settings.
-        """
-        self._check_place(anew=anew)
+    def writing(self) -> Iterator[Path]:
+        """Yield an empty folder that takes the output's place, with its record, when the block ends well."""
+        self._check_place()
         place = self.output.absolute()
         temporary = place.with_name(f".{os.getpid()}.{place.name}")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -145,10 +156,6 @@ class Stage:
             yield temporary
         write_json(self._record(), self._content())
 
-    def record(self) -> None:
-        """Make an output current that somebody else wrote, whole, in its place."""
-        write_json(self._record(), self._content())
-
     def _record(self) -> Path:
         if self.output.is_dir() or not self.output.suffix:
             return self.output / "stage.json"
@@ -160,7 +167,7 @@ class Stage:
     def _is_mine(self, record: dict[str, Any] | None) -> bool:
         return record is not None and _identity(record) == _identity(self._content())
 
-    def _check_place(self, *, anew: bool = False) -> None:
+    def _check_place(self) -> None:
         """Raise UserError if the output's folder holds an input, or anything but what this stage may replace.
 
         That is what a stage with these settings made of whatever inputs: an output of other settings is another one.
@@ -177,7 +184,7 @@ class Stage:
                 raise UserError(f"{self.output}: holds files of another origin; give an empty or a new folder")
             return
         for key, there in record["settings"].items():
-            if there != self.settings[key] and not anew:
+            if there != self.settings[key] and not self.anew:
                 found = f"{_short(there)}, now {_short(self.settings[key])}"
                 raise UserError(
                     f"{self.output}: was made with another `{key}` ({found}); give another folder, or remove this one"

@@ -183,7 +183,7 @@ def test_encoder_of_another_size_is_named_with_both_shapes(fails, world, tmp_pat
     config.write_text(config.read_text().replace("dim: 16", "dim: 32", 1))
     for line in (
         "finetune  {finetune}  {out}  --encoder  {mixed}",
-        "extract  features  {cuts}  {out}  --encoder  {mixed}  --layer  1",
+        "extract  features  {cuts}  {out}/frames  --encoder  {mixed}  --layer  1",
     ):
         assert "is (16, 104), but the config makes (32, 104)" in fails(line, mixed=tmp_path / "mixed")
 
@@ -198,7 +198,7 @@ def test_weights_that_were_cut_off_are_named(fails, world, tmp_path):
     for line in (
         "finetune  {finetune}  {out}  --encoder  {half}/encoder",
         "pretrain  {pretrain}  {out}  --set  init={half}/encoder",
-        "extract  features  {cuts}  {out}  --encoder  {half}/encoder  --layer  1",
+        "extract  features  {cuts}  {out}/frames  --encoder  {half}/encoder  --layer  1",
         "decode  {half}/model  {cuts}  {out}",
     ):
         assert ".safetensors: not a complete file of weights" in fails(line, half=tmp_path)
@@ -236,6 +236,22 @@ def test_an_output_of_other_settings_is_another_output(fails, world, tmp_path):
         places = {"read": tmp_path / "read", "out": tmp_path / "out"}
         assert command(*line.format(**vars(world) | places, n=2).split("  ")) == 0
         assert f"was made with another `{key}`" in fails(line, n=3, **places)
+
+
+def test_what_must_not_be_replaced_is_said_before_the_work(fails, world, tmp_path, monkeypatch):
+    """Not after hours of it: nothing is decoded, no update is taken."""
+    for name in ("decode/cuts-a-clean", "tuned/model", "run/encoder"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "notes.txt").write_text("weeks of work")
+    for module in ("mmspeech.cli.decode.decode", "mmspeech.training.trainer.run"):
+        monkeypatch.setattr(module, lambda *_, **__: pytest.fail("it began"))
+    for line in (
+        "decode  {model}  {cuts}  {out}/decode  --workers  0  --modality  a",
+        "finetune  {finetune}  {out}/tuned  --encoder  {encoder}",
+        "pretrain  {pretrain}  {out}/run",
+    ):
+        assert "holds files of another origin" in fails(line, out=tmp_path)
+    assert len(list(tmp_path.rglob("notes.txt"))) == 3
 
 
 def test_a_longer_run_is_not_passed_off_as_a_shorter(fails, world, tmp_path):

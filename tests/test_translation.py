@@ -1,6 +1,7 @@
 """English speech to Spanish text: the target of fine-tuning, its references and scores, and what LRS3's clips get."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,18 @@ def test_bleu_stands_beside_word_error_rates(translator, capsys):
     assert tables["bleu"].scores["es", ("a", "clean")].value == pytest.approx(
         sacrebleu.corpus_bleu(hypotheses, [references]).score
     )
+
+
+def test_another_metric_does_not_replace_a_score(translator, tmp_path, capsys):
+    """A folder scored by WER and then by BLEU would change its table without a word."""
+    folder = tmp_path / "decoded"
+    shutil.copytree(translator[1] / "asr/decode/test-a-clean", folder, ignore=shutil.ignore_patterns("*score*"))
+    assert command("score", "wer", folder) == 0
+    before = (folder / "score.json").read_text()
+    capsys.readouterr()
+    assert command("score", "bleu", folder) == 2
+    assert "is WER, which bleu would replace; remove it to do so" in capsys.readouterr().err
+    assert (folder / "score.json").read_text() == before
 
 
 def test_bleus_floor_is_the_best_translation_seen():

@@ -54,7 +54,7 @@ def run(
     everything: Annotated[
         bool, typer.Option("--all", help="All streams together, each alone; clean and all that is in --noise-sets.")
     ] = False,
-    batch_s: Annotated[float, typer.Option(help="Seconds of speech, padding included, decoded at once.")] = 120.0,
+    batch_seconds: Annotated[float, typer.Option(min=1.0, help="Speech in one batch, padding included.")] = 120.0,
     workers: Annotated[int, typer.Option(help="Processes that read cuts.")] = 1,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")] = None,
     label: Annotated[str, typer.Option(help="Name of the system in tables; by default the model's folder.")] = "",
@@ -88,19 +88,12 @@ def run(
     wanted = list(conditions(loaded, modality or "av", noise or "clean", cuts, noise_sets))
     for condition in possible(wanted, loaded, cuts):
         inputs = [model, cuts, *([condition.noise_file] if condition.noise_file else [])]
-        stages: list[tuple[Search, files.Stage]] = []
-        for one in searches:
-            settings = {"search": configs.plain(one.config), "streams": condition.streams, "label": label + one.mark}
-            stage = files.Stage(out / (condition.name + one.suffix), inputs=inputs, settings=settings)
-            if stage.is_current():
-                check_strict(stage.output, strict)
-            else:
-                stages.append((one, stage))
+        stages = list(due(searches, condition, inputs, out, label, strict))
         if not stages:
             continue
         frozen = FrozenNoise(condition.noise_file) if condition.noise_file else None
         outputs = decode(
-            loaded, tokenizer, cuts, condition, frozen, [one.config for one, _ in stages], batch_s, workers, where
+            loaded, tokenizer, cuts, condition, frozen, [one.config for one, _ in stages], batch_seconds, workers, where
         )
         bad = outputs[0].bad
         if strict and bad:
@@ -110,22 +103,9 @@ def run(
         if not outputs[0].lines:
             raise UserError(f"{cuts}: no cut could be decoded as {condition.name}; see the reasons above")
         for (one, stage), output in zip(stages, outputs, strict=True):
-            facts = {
-                "set": condition.set,
-                "modality": condition.modality,
-                "noise": condition.noise,
-                "noise_hash": frozen.sha256 if frozen else None,
-                "hears_noise": condition.hears_noise,
-                "text": loaded.text,
-                "set_aside": len(bad),
-                "model": str(model),
-                "search": configs.plain(one.config),
-                "seconds": round(output.seconds, 3),  # encoding and this search
-                "encoding_seconds": round(output.encoding_seconds, 3),
-                "audio_seconds": round(output.audio_seconds, 3),
-                "label": (label or model.parent.name) + one.mark,
-            }
-            write(stage, output, facts | ({"swept_beam": one.config.beam} if one.mark else {}))
+            about = facts(condition, frozen, one, output)
+            about |= {"text": loaded.text, "model": str(model), "label": (label or model.parent.name) + one.mark}
+            write(stage, output, about)
             what = f", noise {table.hash_mark(frozen.sha256)}" if frozen else ""
             speed = output.seconds / max(output.audio_seconds, 1e-9)
             say(f"{stage.output}: {len(output.lines)} utterances{what}, {speed:.3f} x real time")
@@ -153,6 +133,36 @@ def searches_of(settings: list[str], beam: str, kind: type) -> list[Search]:
     if len(set(beams)) > 1:
         return [Search(config, f"-beam{config.beam}", f", beam {config.beam}") for config in dict.fromkeys(built)]
     return [Search(built[0] if built else configs.build(tree, kind, Path("--set")))]
+
+
+def due(
+    searches: list[Search], condition: "Condition", inputs: list[Path], out: Path, label: str, strict: bool
+) -> Iterator[tuple[Search, files.Stage]]:
+    """The searches of a condition whose folder is not current, with it."""
+    for one in searches:
+        settings = {"search": configs.plain(one.config), "streams": condition.streams, "label": label + one.mark}
+        stage = files.Stage(out / (condition.name + one.suffix), inputs=inputs, settings=settings)
+        if stage.is_current():
+            check_strict(stage.output, strict)
+        else:
+            yield one, stage
+
+
+def facts(condition: "Condition", frozen: FrozenNoise | None, one: Search, output: "Output") -> dict[str, object]:
+    """What decode.json says of the condition, the search and how it went."""
+    found = {
+        "set": condition.set,
+        "modality": condition.modality,
+        "noise": condition.noise,
+        "noise_hash": frozen.sha256 if frozen else None,
+        "hears_noise": condition.hears_noise,
+        "set_aside": len(output.bad),
+        "search": configs.plain(one.config),
+        "seconds": round(output.seconds, 3),  # encoding and this search
+        "encoding_seconds": round(output.encoding_seconds, 3),
+        "audio_seconds": round(output.audio_seconds, 3),
+    }
+    return found | ({"swept_beam": one.config.beam} if one.mark else {})
 
 
 def write(stage: files.Stage, output: "Output", facts: dict[str, object]) -> None:
@@ -320,12 +330,8 @@ def line_of(name: str, ref: str, hypotheses: list[Hypothesis], tokenizer: Tokeni
         for one in hypotheses
     ]
     best = readings[0] if readings else {"text": "", "score": None}
-    line = {
-        "id": name,
-        "text": best["text"],
-        "score": best["score"],
-        "ref": normalise(ref),
-    }  # hypotheses are so written
+    # References are normalised as hypotheses are written.
+    line = {"id": name, "text": best["text"], "score": best["score"], "ref": normalise(ref)}
     return line | ({"nbest": readings} if nbest > 1 else {})
 
 

@@ -128,28 +128,22 @@ def features(
             f"--modalities {modalities}: is for --encoder, --feature {feature} is made of sound; leave it out"
         )
     weights = [] if encoder is None else [encoder / "config.yaml", *encoder.glob("*.safetensors")]
+    due: list[tuple[list[str] | None, files.Stage]] = []
     for subset in modalities.split(",") if modalities else [None]:
         streams = None if subset is None else named_streams(subset, known, "--modalities")
-        place = out if subset is None else out / subset
         settings = {"feature": feature, "layer": layers[0], "modalities": streams}
-        stage = files.Stage(place, [*cuts, *weights], settings)
+        stage = files.Stage(out if subset is None else out / subset, [*cuts, *weights], settings)
         if stage.is_current():
-            check_strict(place, strict)
-            continue
-        if feature is not None:  # reading takes longer than computing
-            extractor = extract_features.spectral(feature, dist.start(device or "cpu"))
+            check_strict(stage.output, strict)
         else:
-            extractor = extract_features.from_encoder(load_encoder(encoder), layers[0], streams, dist.start(device))
-        with stage.resuming(), files.Rejects(place / "rejected.jsonl", strict) as rejects:
-            found = [
-                extract_features.extract(path, place, extractor, rejects, batch_s=batch_seconds, jobs=jobs)
-                for path in cuts
-            ]
-            written, lacking = (sum(counts) for counts in zip(*found, strict=True))
-            if not written:
-                raise UserError(
-                    f"{', '.join(map(str, cuts))}: no cut gave frames; "
-                    + (f"none has {'+'.join(streams)}" if lacking else f"reasons in {rejects.path}")
-                )
-        left_out = f", {lacking} left out that have not all of {'+'.join(streams)}" if lacking else ""
-        say(f"{place}: {written} cuts with frames{left_out}")
+            due.append((streams, stage))
+    if not due:
+        return
+    place = dist.start(device or ("cpu" if feature else None))  # of sound, reading takes longer than computing
+    model = None if encoder is None else load_encoder(encoder)
+    for streams, stage in due:
+        if model is None:
+            extractor = extract_features.spectral(feature, place)
+        else:
+            extractor = extract_features.from_encoder(model, layers[0], streams, place)
+        extract_features.run(stage, cuts, extractor, streams or [], strict=strict, batch_s=batch_seconds, jobs=jobs)

@@ -22,7 +22,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from mmspeech import files
-from mmspeech.console import progress
+from mmspeech.console import progress, say
 from mmspeech.data import audio, cutfiles, units
 from mmspeech.data.reading import Reading, collate, read_item, streams_given
 from mmspeech.errors import BadItem, UserError
@@ -144,6 +144,35 @@ class Extracted(NamedTuple):
 
     written: int
     lacking: int
+
+
+def run(
+    stage: files.Stage,
+    cuts: Sequence[Path],
+    extractor: Extractor,
+    streams: Sequence[str],
+    *,
+    strict: bool,
+    batch_s: float,
+    jobs: int,
+) -> None:
+    """Write the output of a stage: every file of cuts, with frames.
+
+    Args:
+        streams: that a cut must have; for what is said of cuts that lack one.
+
+    Raises:
+        UserError: no cut gave frames.
+    """
+    out = stage.output
+    with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
+        found = [extract(path, out, extractor, rejects, batch_s=batch_s, jobs=jobs) for path in cuts]
+        written, lacking = (sum(counts) for counts in zip(*found, strict=True))
+        if not written:
+            why = f"none has {'+'.join(streams)}" if lacking else f"reasons in {rejects.path}"
+            raise UserError(f"{', '.join(map(str, cuts))}: no cut gave frames; {why}")
+    left_out = f", {lacking} left out that have not all of {'+'.join(streams)}" if lacking else ""
+    say(f"{out}: {written} cuts with frames{left_out}")
 
 
 def extract(

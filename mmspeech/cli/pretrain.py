@@ -76,7 +76,8 @@ def run(
         dry.one_update(objective, batch, config.training, device)
         return
     inputs = [*config.data.files(), *([config.init] if config.init else [])]
-    stage = files.Stage(exp / "encoder", inputs=inputs, settings=origin.settings(config))
+    # `origin` tells what must be the same: a run may go on for longer.
+    stage = files.Stage(exp / "encoder", inputs=inputs, settings=origin.settings(config), anew=True)
     if stage.is_current():
         return
     device = dist.start()
@@ -98,7 +99,7 @@ def run(
     trainer.run(objective, stream, config.training, exp, validation=validation, device=device)
     weights = checkpoint.whole_weights(encoder)
     if dist.is_first():
-        with stage.writing(anew=True) as folder:  # a run may go on for longer; `origin` told what must be the same
+        with stage.writing() as folder:
             save_encoder(encoder, folder, weights)
             files.write_json(folder / "data.json", configs.plain(config.data))  # where the cuts lie: no setting
         say(f"{exp / 'encoder'}: written")

@@ -155,11 +155,9 @@ def score_codebooks(
 
     Example: `mmspeech score codebooks exp/iter2/encoder exp/mouth/cuts_valid.jsonl.gz exp/codebooks --clusters 200`
     """
-    import shutil  # with torch and lhotse, which other scores do not need
+    import shutil
 
-    import torch
-
-    from mmspeech import dist
+    from mmspeech import dist  # torch and lhotse, which other scores do not need
     from mmspeech.cli import score_codebooks as work
     from mmspeech.models.av_encoder import load_encoder
 
@@ -167,13 +165,13 @@ def score_codebooks(
     if row and not row.pnmi:
         raise UserError(f"{against}: has no PNMI; give rows/table1-drop.yaml or rows/table1-plain.yaml")
     settings = {"clusters": clusters, "layer": layer, "points": points, "seed": seed, "starts": starts}
-    settings |= {"resamples": resamples, "label": label, "learn_from": [str(path) for path in learn]}
+    settings |= {"resamples": resamples, "label": label, "learn_from": sorted(map(files.digest, learn))}
     weights = [encoder / "encoder.safetensors", encoder / "config.yaml"]
     model = load_encoder(encoder)
     rows = [against] if against else []
     stage = files.Stage(out, list(dict.fromkeys([*cuts, *learn, *weights, *rows])), settings)
     if not stage.is_current():
-        place = torch.device(device) if device else dist.start()
+        place = dist.start(device)
         subsets = work.subsets_of(model)
         layer = model.config.num_layers if layer is None else layer
         about = {"label": label or encoder.resolve().parent.name, "encoder": str(encoder), "layer": layer}

@@ -76,8 +76,14 @@ def score_folder(folder: Path, *, seed: int = 0, resamples: int = bootstrap.RESA
 
 
 def decode_stage(folder: Path, settings: dict[str, object]) -> files.Stage:
-    """The stage that makes a folder's score.json from its texts. Raises UserError if it is no decode folder."""
+    """The stage that makes a folder's score.json from its texts.
+
+    Raises UserError if it is no decode folder, or one that was scored by another metric.
+    """
     check_is_decoded(folder)
+    before = folder / "score.json"
+    if before.exists() and (metric := json.loads(before.read_text(encoding="utf-8"))["metric"]) != settings["metric"]:
+        raise UserError(f"{before}: is {metric.upper()}, which {settings['metric']} would replace; remove it to do so")
     inputs = [folder / name for name in ("ref.jsonl", "hyp.jsonl", "decode.json")]
     return files.Stage(folder / "score.json", inputs, settings)
 

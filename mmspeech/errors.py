@@ -8,5 +8,9 @@ class UserError(Exception):
     """
 
 
+class Diverged(UserError):
+    """A training whose gradients stay without a finite value; another setting may train."""
+
+
 class BadItem(Exception):
     """One clip, cut or line that cannot be used; loops set it aside with this reason and go on."""

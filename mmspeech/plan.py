@@ -3,6 +3,7 @@
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/synth.yaml pretrain      prints the value, one line per entry
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy          the files that train with noise
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy-finetune   those of them that fine-tune
+python -m mmspeech.plan recipes/lrs3/conf/uhubert/synth-sweep.yaml sweeps    noises that sweeps are selected under
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml sources 5      what iteration 5 is trained on
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml extra          corpora beside --corpus that it needs
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/rows/table2-drop-a.yaml folders      of a row: a name per iteration
@@ -154,6 +155,14 @@ def texts(files: Iterable[Path]) -> list[str]:
     return list(dict.fromkeys(str(configs.read(file).get("text", "transcript")) for file in files)) or ["transcript"]
 
 
+def sweeps(files: Iterable[Path]) -> list[str]:
+    """`FILE<tab>clean,babble:0`: fine-tunings that are sweeps (cli/sweep.py), and the noises they are selected in."""
+    trees = {file: configs.read(file) for file in files}
+    return [
+        f"{file}\t{tree['sweep'].get('noise', 'clean,babble:0')}" for file, tree in trees.items() if "sweep" in tree
+    ]
+
+
 def main() -> None:
     """Print one field of a plan, one line per entry of a list."""
     try:
@@ -166,6 +175,8 @@ def main() -> None:
             value = folders(plan, file.parent)
         elif key == "texts":
             value = texts(file.parent / name for name in plan.finetune)
+        elif key == "sweeps":
+            value = sweeps(file.parent / name for name in plan.finetune)
         elif key == "sources" and number:
             value = source_lines(plan.sources, int(number[0]), plan.pseudo_labels, plan.codebook)
         elif key == "extra":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmspeech import config as configs
-from mmspeech.cli import finetune, pretrain
+from mmspeech.cli import finetune, pretrain, sweep
 from mmspeech.data.noise import NoiseConfig
 from mmspeech.errors import UserError
 from mmspeech.plan import Plan, main, noisy
@@ -29,9 +29,11 @@ def test_pretraining_files_load(file):
 def test_finetuning_files_load(file):
     """Keys and values fit; a tri-stage schedule ends within the updates."""
     tree = configs.read(file)
-    run = configs.build(tree, finetune.RUNS[tree["task"]][0], file)
-    stages = run.training.warmup_updates + run.training.hold_updates + (run.training.decay_updates or 0)
-    assert stages <= run.training.updates
+    swept = configs.build(tree.get("sweep", {"grid": {"seed": [1]}}), sweep.Sweep, file)
+    for _, settings in sweep.combinations(swept.grid):
+        run = finetune.read(file, Path("encoder"), settings)
+        stages = run.training.warmup_updates + run.training.hold_updates + (run.training.decay_updates or 0)
+        assert stages <= run.training.updates
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)

@@ -14,6 +14,7 @@ from mmspeech import config as configs
 from mmspeech import dist, files
 from mmspeech.batch import Batch
 from mmspeech.cli import dry_run as dry
+from mmspeech.cli import sweep
 from mmspeech.console import say
 from mmspeech.data import cutfiles
 from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, validation_batches
@@ -80,6 +81,9 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: --set training.lr=1e-3. Repeatable.")
     ] = None,
+    noise_sets: Annotated[
+        Path | None, typer.Option(help="For a CONF with `sweep:`: frozen noise of the validation cuts.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build the model, take one update on an invented clip, write nothing.")
     ] = False,
@@ -91,32 +95,60 @@ def run(
     the best on the validation cuts, over the streams of `valid_streams`. Started again after a stop it goes on; with
     its output current it does nothing.
 
+    If CONF has `sweep:`, every combination of its values is tuned, in EXP/NAME, and decoded on the validation cuts;
+    EXP/model is a link to the one with the lowest mean over streams and noises, EXP/sweep.json has all figures.
+
     --dry-run tells sizes and memory of a configuration without any corpus.
 
     Example: mmspeech finetune recipes/lrs3/conf/uhubert/finetune/synth-av.yaml exp/mine-av --encoder exp/iter2/encoder
     --set "data.cuts=[exp/mouth/cuts_trainval.jsonl.gz]" --set "data.valid_cuts=[exp/mouth/cuts_valid.jsonl.gz]"
     """
-    tree = configs.read(conf, overrides or [])
-    if encoder:
-        tree["encoder"] = str(encoder)
-    task = tree.get("task")
-    if not isinstance(task, str) or task not in RUNS:
-        raise UserError(f"{conf}: `task` is {task!r}; expected one of {', '.join(RUNS)}")
-    run_class, objective_class = RUNS[task]
-    if isinstance(tree.get("data"), dict) and "streams" in tree["data"]:
-        raise UserError(f"{conf}: `data.streams` is read as in pre-training; choose among them with `streams: [audio]`")
-    config = configs.build(tree, run_class, conf)
-    if config.encoder is None:
-        raise UserError(f"{conf}: `encoder` names no pre-trained encoder; give --encoder EXP/encoder")
+    sets = list(overrides or [])
+    if "sweep" in configs.read(conf) and not dry_run:
+        sweep.run(conf, sets, exp, noise_sets, lambda more: read(conf, encoder, [*sets, *more]), tune)
+        return
+    if noise_sets is not None:
+        raise UserError(f"--noise-sets: is for a CONF with `sweep:`, {conf} has none; leave it out")
+    config = read(conf, encoder, sets)
     if dry_run:
         device = dist.start()
         start = encoder_to_tune(config.encoder, weights=False)
         streams = chosen_streams(start, config.streams, conf)
         size = config.tokenizer.size or dry.VOCABULARY
-        objective = objective_class(start, config.objective, size, seed=config.seed)
+        objective = build(start, config, size)
         dry.one_update(objective, dry.invented(start, streams, vocabulary=size), config.training, device)
         return
-    stage = files.Stage(exp / "model", inputs=[config.encoder, *config.data.files()], settings=origin.settings(config))
+    tune(config, conf, exp)
+
+
+def read(conf: Path, encoder: Path | None, overrides: list[str]) -> Seq2SeqRun | CTCRun:
+    """The settings of a run. Raises UserError."""
+    tree = configs.read(conf, overrides)
+    tree.pop("sweep", None)
+    if encoder:
+        tree["encoder"] = str(encoder)
+    task = tree.get("task")
+    if not isinstance(task, str) or task not in RUNS:
+        raise UserError(f"{conf}: `task` is {task!r}; expected one of {', '.join(RUNS)}")
+    if isinstance(tree.get("data"), dict) and "streams" in tree["data"]:
+        raise UserError(f"{conf}: `data.streams` is read as in pre-training; choose among them with `streams: [audio]`")
+    config = configs.build(tree, RUNS[task][0], conf)
+    if config.encoder is None:
+        raise UserError(f"{conf}: `encoder` names no pre-trained encoder; give --encoder EXP/encoder")
+    return config
+
+
+def build(encoder: AVEncoder, config: Seq2SeqRun | CTCRun, vocabulary: int) -> Seq2Seq | CTC:
+    """The objective of a run."""
+    return RUNS[config.task][1](encoder, config.objective, vocabulary, seed=config.seed)  # type: ignore[arg-type]
+
+
+def tune(config: Seq2SeqRun | CTCRun, conf: Path, exp: Path) -> None:
+    """Fine-tune in EXP, if that is not done. Raises UserError for what a user can mend; `conf` is named in errors."""
+    assert config.encoder is not None  # `read` has looked
+    # `origin` tells what must be the same: a run may go on for longer.
+    inputs = [config.encoder, *config.data.files()]
+    stage = files.Stage(exp / "model", inputs=inputs, settings=origin.settings(config), anew=True)
     if stage.is_current():
         return
     device = dist.start()
@@ -133,7 +165,7 @@ def run(
         names = ", ".join(map(str, config.data.train_files))
         raise UserError(f"{names}: no cut has a {config.text}; give cuts that have one")
     tokenizer = train_tokenizer(told, config.tokenizer)
-    objective = objective_class(start, config.objective, tokenizer.size, seed=config.seed)
+    objective = build(start, config, tokenizer.size)
 
     data = dataclasses.replace(config.data, streams=chosen_streams(start, config.streams, conf))
     training = make_reading(data, seed=config.seed, train=True, encode_text=tokenizer.encode, text=config.text)
@@ -149,9 +181,9 @@ def run(
     trainer.run(objective, stream, config.training, exp, validation=validation, device=device)
     weights = checkpoint.whole_weights(objective)
     if dist.is_first():
-        recognizer.save(objective, tokenizer, exp / "model", weights, text=config.text)
-        files.write_json(exp / "model" / "data.json", configs.plain(config.data))  # where the cuts lie: no setting
-        stage.record()
+        with stage.writing() as folder:
+            recognizer.save(objective, tokenizer, folder, weights, text=config.text)
+            files.write_json(folder / "data.json", configs.plain(config.data))  # where the cuts lie: no setting
         say(f"{exp / 'model'}: written")
 
 

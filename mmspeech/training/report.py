@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmspeech import dist
-from mmspeech.errors import UserError
+from mmspeech.errors import Diverged
 from mmspeech.training.log import Log
 from mmspeech.training.step import Outcome
 from mmspeech.training.validate import means
@@ -66,7 +66,7 @@ class Report:
             if bad:
                 _name_cuts(one, log)
             if self.nonfinite_in_a_row >= self.max_nonfinite:
-                raise UserError(
+                raise Diverged(
                     f"update {one.update}: not finite for the {self.nonfinite_in_a_row}th time in a row, expected less "
                     f"than {self.max_nonfinite}; lower training.lr, or look at the cuts named in {log.folder}/log.txt"
                 )

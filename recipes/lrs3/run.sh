@@ -47,6 +47,7 @@ iter() { if [ -n "$row" ]; then echo "$exp/$(sed -n "$1p" <<< "$folders")"; else
 recognizer() { basename "${row:-$1}" .yaml; }   # its folder and label; a row has one
 noise=$(plan noise)
 noisy=$(plan "noisy${init:+-finetune}" | sed -n 1p)
+sweeps=$(plan sweeps)   # fine-tunings that are sweeps, and the noises they are selected under
 language=$(plan texts | sed -n 's/^translation\.//p' | sed -n 1p)
 [ "$corpus" = lrs3 ] || [ -z "$valid_ids$alignments$translations" ] || stop "--valid-ids, --alignments and --translations are for --corpus lrs3; leave them out"
 if [ "$corpus" = synth ]; then
@@ -57,6 +58,7 @@ fi
 [ -n "$data" ] || [ "$dry_run" = yes ] || stop "--data: the folder of corpus $corpus is missing; give it, or leave --corpus out"
 # Now, not after the days until that file's turn.
 [ -n "$musan" ] || [ -z "$noisy" ] || [ "$stage" -gt 6 ] || [ "$dry_run" = yes ] || stop "--musan: missing, but $noisy trains with noise; give MUSAN's folder, or a --conf without noise"
+[ -n "$musan" ] || [[ $sweeps != *:* ]] || [ "$stage" -gt 6 ] || [ "$dry_run" = yes ] || stop "--musan: missing, but $conf selects among its sweep's models in noise; give MUSAN's folder"
 [ -n "$translations" ] || [ -z "$language" ] || [ "$stage" -gt 1 ] || [ "$dry_run" = yes ] || stop "--translations: missing, but $conf translates to $language; give a file of lines SPLIT/SPEAKER/CLIP, a tab and the translation (--corpus lrs3)"
 if [ "$corpus" != synth ] && [ -z "$landmarks" ] && [ "$dry_run" = no ] && [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ] && ! python -c "import mediapipe" 2> /dev/null; then
   echo "no MediaPipe: pictures cannot be cropped, videos will stop at stage 2; run bin/setup synth video, or give --landmarks" >&2
@@ -207,22 +209,30 @@ if begin_stage 5 "pre-training, further iterations: features of the last one, un
   done
 fi
 
+frozen() {   # noises, split, ending of the folder: freezes the noise for the split's cuts
+  local kinds
+  kinds=$(words <<< "$1" | grep -vx clean | awk '{ print "--noise"; print }' || true)
+  [ -z "$kinds" ] || mmspeech prepare noisy "$exp/data/cuts_$2.jsonl.gz" "$exp/noise" "$exp/noisy${3:-}" $kinds
+}
+
 if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; then
   settings "$exp/mouth/cuts_valid.jsonl.gz"
   number=0
   for file in $finetuned; do
     number=$((number + 1))
     labelled=$(plan labelled | sed -n "${number}p")   # trainval or pretrain+trainval
-    train finetune "$file" "$exp/$(recognizer "$file")" --encoder "$encoder" \
+    kinds=$(grep -F "$file"$'\t' <<< "$sweeps" | cut -f 2 || true) sets=()
+    if [[ $kinds == *:* ]]; then
+      frozen "$kinds" valid -valid
+      sets=(--noise-sets "$exp/noisy-valid")
+    fi
+    train finetune "$file" "$exp/$(recognizer "$file")" --encoder "$encoder" ${sets[@]+"${sets[@]}"} \
       --set "data.cuts=$(files "$exp/mouth" "${labelled//+/ }" | listed)" "${common[@]}"
   done
 fi
 
 if begin_stage 7 "decoding the test set: every recognizer, streams and noise" && tested decoding; then
-  kinds=$(words <<< "$noise" | grep -vx clean | awk '{ print "--noise"; print }' || true)
-  if [ -n "$kinds" ]; then
-    mmspeech prepare noisy "$exp/data/cuts_test.jsonl.gz" "$exp/noise" "$exp/noisy" $kinds
-  fi
+  frozen "$noise" test
   decode() {   # recognizer, its name
     mmspeech decode "$1" "$exp/mouth/cuts_test.jsonl.gz" "$exp/$2/decode" --modality "$(plan modality)" \
       --noise "$noise" --noise-sets "$exp/noisy" --label "$2" $(plan search | awk 'NF { print "--set"; print }')

@@ -6,10 +6,11 @@ frames x classes x 256; and batches utterances as they come, padded to the longe
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ RECIPES: dict[str, tuple[str, list[str]]] = {  # size -> the YAML whose model, o
     "base": ("base-lrs3-iter5.yaml", []),
 }
 STREAMS = ["audio", "video"]
+Precision = Literal["fp32", "bf16"]
 
 
 class Run(NamedTuple):
@@ -56,15 +58,15 @@ class Utterance(NamedTuple):
     frames: int
 
 
-def ours(settings: Settings, folder: Path) -> Ready:
+def ours(settings: Settings, folder: Path, precision: Precision = "fp32") -> Ready:
     """The objective as `mmspeech pretrain` runs it, batches as its sampler makes them."""
-    run = recipe(settings)
+    run = recipe(settings, precision)
     return _ready(settings, run, _objective(settings, run), bucketed(settings, run, folder))
 
 
-def literal(settings: Settings, folder: Path) -> Ready:
+def literal(settings: Settings, folder: Path, precision: Precision = "fp32") -> Ready:
     """The same utterances in random order, cut into as many batches of about as many frames."""
-    run = recipe(settings)
+    run = recipe(settings, precision)
     groups = bucketed(settings, run, folder)
     utterances = [utterance for group in groups for utterance in group]
     order = seeds.numpy_rng(settings.seed, "shuffle").permutation(len(utterances))
@@ -131,14 +133,21 @@ def difference(a: dict[str, float], b: dict[str, float]) -> tuple[float, float]:
 
 
 def rows() -> dict[str, Row]:
-    peer = {"literal step: all rows, padding, frames x classes x 256": literal}
-    units = ("s of speech/s", "frames/s")
-    return {"training": Row("u-HuBERT training step", ("pretraining.uhubert", ours), peer, units, difference)}
+    """The step in single precision, and with both sides under bf16 autocast."""
+    units, name = ("s of speech/s", "frames/s"), "literal step: all rows, padding, frames x classes x 256"
+    half = functools.partial(ours, precision="bf16"), functools.partial(literal, precision="bf16")
+    return {
+        "training": Row("u-HuBERT training step", ("pretraining.uhubert", ours), {name: literal}, units, difference),
+        "training-bf16": Row(
+            "u-HuBERT training step, bf16", ("pretraining.uhubert", half[0]), {name: half[1]}, units, difference
+        ),
+    }
 
 
-def recipe(settings: Settings) -> Run:
+def recipe(settings: Settings, precision: Precision) -> Run:
     """What a recipe says about the size that is measured."""
     name, changes = RECIPES[settings.size]
+    changes = [*changes, f"training.precision={precision}"]
     tree = configs.read(CONF / name, changes + (["data.max_batch_s=16"] if settings.quick else []))
     return Run(
         configs.build(tree["model"], AVEncoderConfig, CONF / name),

@@ -23,7 +23,7 @@ class TrainingConfig:
     init_lr_scale: float = 0.01  # tri_stage begins at this share of the peak
     final_lr_scale: float = 0.05  # tri_stage ends at this share of the peak
     clip_norm: float | None = 10.0  # norm of the gradient over all parameters; None: not clipped
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast on GPUs; CPUs stay with fp32
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; CPUs without such instructions are slower with it
     parallel: Literal["ddp", "fsdp2"] = "ddp"  # under torchrun; fsdp2 shards what does not fit on one GPU
     unused_parameters: bool = False  # DDP looks for parameters without gradient; objectives ask for it themselves
     validate_every: int = 1000  # updates

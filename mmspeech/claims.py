@@ -27,6 +27,7 @@ from rich.table import Table
 
 from mmspeech import config as configs
 from mmspeech import files, plan
+from mmspeech.cli.app import call
 from mmspeech.console import console, say
 from mmspeech.errors import UserError
 from mmspeech.plan_sources import source_lines
@@ -423,14 +424,10 @@ def run(
 
 
 def main() -> None:
-    """The command; a mistake is one line."""
+    """The command."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(run)
-    try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    call(app, "bin/claims")
 
 
 if __name__ == "__main__":

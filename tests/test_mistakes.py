@@ -174,6 +174,19 @@ def test_wrong_setting_names_its_key_and_what_was_meant(fails, line, texts):
     assert all(text in said for text in texts), said
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("decode", "Missing argument 'model'; see mmspeech decode --help"),
+        ("decode  {model}  {cuts}  {out}  --bem  5", "No such option: --bem"),
+        ("score  werr", "No such command 'werr'"),
+        ("decode  {model}  {cuts}  {out}  --workers  two", "Invalid value for '--workers'"),
+    ],
+)
+def test_a_command_line_that_does_not_parse_is_one_line_too(fails, line, said):
+    assert said in fails(line)
+
+
 def test_encoder_of_another_size_is_named_with_both_shapes(fails, world, tmp_path):
     """As a start of pre-training, and where weights and config.yaml of one folder do not belong together."""
     said = fails("pretrain  {pretrain}  {out}  --set  init={encoder}  --set  model.dim=32")

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from mmspeech import __version__, files
 from mmspeech.bench import decoding, features, measure, reading, training
+from mmspeech.cli.app import call
 from mmspeech.console import say
 from mmspeech.errors import UserError
 
@@ -148,8 +149,4 @@ def _memory(memory: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        app(prog_name="bin/bench")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    call(app, "bin/bench")

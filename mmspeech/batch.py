@@ -11,8 +11,9 @@ from torch import Tensor
 class Batch:
     """N items, padded; streams may be frames, tokens or clips, each with its own lengths.
 
-    `lengths`, `target_lengths`, `present`, `ids`, `texts`, `passes` and `counts` stay on the host, whatever the device:
-    what it must know to decide anything (who has a stream, which frames are real) then never waits for the device.
+    `lengths`, `target_lengths`, `present`, `teacher_present`, `ids`, `texts`, `passes` and `counts` stay on the host,
+    whatever the device: what it must know to decide anything (who has a stream, which frames are real) then never waits
+    for the device.
     """
 
     ids: list[str]  # N cut or line ids
@@ -21,6 +22,7 @@ class Batch:
     targets: dict[str, Tensor] = field(default_factory=dict)  # name -> (N, U) int64, e.g. units, tokens
     target_lengths: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,) int64 on the host
     present: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,) bool on the host: who has the stream
+    teacher_present: dict[str, Tensor] = field(default_factory=dict)  # likewise, for a teacher that sees other streams
     texts: list[str] = field(default_factory=list)  # N reference transcripts, "" where there is none
     passes: list[int] = field(default_factory=list)  # N: how often the source had given the item before
     drawn: dict[str, Tensor] = field(default_factory=dict)  # what Objective.draw adds for the device: masks, indices

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mmspeech.batch import Batch
+from mmspeech.blocks.masking import SpanMask
 from mmspeech.errors import UserError
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig
-from mmspeech.pretraining.uhubert import SpanMask, UHubert, UHubertConfig
+from mmspeech.pretraining.uhubert import UHubert, UHubertConfig
 
 STREAMS = {
     "audio": {"frontend": "linear", "size": 104},

@@ -101,7 +101,7 @@ class LiteralUHubert(nn.Module):
         fused, before_norm = encoder.fusion(feats, present)
         lengths = torch.stack([batch.lengths[name] * batch.present[name] for name in STREAMS]).amax(0)
         valid = valid_frames(lengths.to(audio.device), size)
-        x, _ = encoder.transformer(encoder.input_dropout(fused), valid)
+        x, *_ = encoder.transformer(encoder.input_dropout(fused), valid)
         x = objective.project(x).flatten(0, 1)  # (N * T, 256)
         config, parts = objective.config, {}
         for part, weight in (("masked", config.masked_weight), ("unmasked", config.unmasked_weight)):

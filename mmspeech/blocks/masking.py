@@ -4,10 +4,21 @@ The public AV-HuBERT code also cuts all rows of a batch to the fewest masked fra
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from mmspeech.seeds import uniforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanMask:
+    """Spans of masked frames; how often and how long."""
+
+    probability: float  # times the number of frames, divided by `length`: the number of spans
+    length: int  # frames
+    replace: Literal["embedding", "other_frames"] = "embedding"  # by a learned vector, or by frames of the same clip
 
 
 def draw_spans(

@@ -105,16 +105,21 @@ class TransformerEncoder(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, valid: Tensor, layers: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x: Tensor, valid: Tensor, layers: Sequence[int] = (), feed_forward: Sequence[int] = ()
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Encode frames.
 
         Args:
             x: (N, T, D).
             valid: (N, T) bool, real frames.
             layers: numbers k >= 1 of blocks whose raw outputs are wanted.
+            feed_forward: numbers of blocks whose feed-forward outputs before the last residual are wanted; none of
+                them may be dropped (evaluation mode, or no layer drop).
 
         Returns:
-            The encoder's output (N, T, D) and the raw outputs in the order of `layers`. Padded frames hold anything.
+            The encoder's output (N, T, D), the raw outputs in the order of `layers`, and the feed-forward outputs in
+            that of `feed_forward`. Padded frames hold anything.
         """
         x = x.masked_fill(~valid[..., None], 0.0)  # else padding would reach real frames through the convolution
         x = x + self.position(x)
@@ -127,9 +132,13 @@ class TransformerEncoder(nn.Module):
         drops = self.training and self.layer_drop > 0
         kept = [random.random() >= self.layer_drop for _ in self.blocks] if drops else None
         outputs: dict[int, Tensor] = {}
+        inner: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks, start=1):
             if kept is None or kept[number - 1]:
-                x, _ = block(x, attend)
+                x, y = block(x, attend)
+                if number in feed_forward:
+                    inner[number] = y
             if number in layers:
                 outputs[number] = x
-        return (self.norm(x) if self.pre_norm else x), [outputs[number] for number in layers]
+        x = self.norm(x) if self.pre_norm else x
+        return x, [outputs[number] for number in layers], [inner[number] for number in feed_forward]

@@ -14,25 +14,40 @@ from mmspeech.console import say
 from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, validation_batches
 from mmspeech.errors import UserError
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_weights, save_encoder
+from mmspeech.pretraining.avdata2vec import AVData2vec, AVData2vecConfig
 from mmspeech.pretraining.uhubert import UHubert, UHubertConfig
 from mmspeech.training import checkpoint, origin, trainer
 from mmspeech.training.trainer import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class UHubertRun:
-    """A pre-training run of u-HuBERT or AV-HuBERT."""
+class PretrainRun:
+    """What all pre-training runs have in common."""
 
-    system: Literal["uhubert"]
     seed: int = 1337
     model: AVEncoderConfig = field(default_factory=AVEncoderConfig)
-    objective: UHubertConfig
     data: DataConfig
     training: TrainingConfig
     init: Path | None = None  # folder of an encoder to start from; else from random weights
 
 
-RUNS = {"uhubert": (UHubertRun, AVEncoder, UHubert)}
+@dataclass(frozen=True, kw_only=True)
+class UHubertRun(PretrainRun):
+    """u-HuBERT or AV-HuBERT."""
+
+    system: Literal["uhubert"]
+    objective: UHubertConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AVData2vecRun(PretrainRun):
+    """AV-data2vec, or A-data2vec."""
+
+    system: Literal["av-data2vec"]
+    objective: AVData2vecConfig = field(default_factory=AVData2vecConfig)
+
+
+RUNS = {"uhubert": (UHubertRun, UHubert), "av-data2vec": (AVData2vecRun, AVData2vec)}
 
 
 def run(
@@ -60,19 +75,22 @@ def run(
     system = tree.get("system")
     if not isinstance(system, str) or system not in RUNS:
         raise UserError(f"{conf}: `system` is {system!r}; expected one of {', '.join(RUNS)}")
-    run_class, model_class, objective_class = RUNS[system]
+    run_class, objective_class = RUNS[system]
     config = configs.build(tree, run_class, conf)
-    if not config.data.units and not dry_run:
+    num_units = getattr(config.objective, "num_units", 0)
+    if num_units and not config.data.units and not dry_run:
         raise UserError(f"{conf}: `data.units` names no units to predict; e.g. --set data.units=mfcc")
+    if config.data.units and not num_units:
+        raise UserError(f"{conf}: `data.units` is {config.data.units}, but {system} predicts no units; leave it out")
     if unknown := sorted(config.data.streams.keys() - config.model.streams.keys()):
         raise UserError(
             f"{conf}: `data.streams.{unknown[0]}` is read, but the model has no such stream; add it to model.streams"
         )
     if dry_run:
         device = dist.start()
-        encoder = model_class(config.model, inputs=config.data.streams)
+        encoder = AVEncoder(config.model, inputs=config.data.streams)
         objective = objective_class(encoder, config.objective, seed=config.seed)
-        batch = dry.invented(encoder, config.data.streams, num_units=config.objective.num_units)
+        batch = dry.invented(encoder, config.data.streams, num_units=num_units)
         dry.one_update(objective, batch, config.training, device)
         return
     inputs = [*config.data.files(), *([config.init] if config.init else [])]
@@ -83,7 +101,7 @@ def run(
     device = dist.start()
     origin.check(exp, stage)
     torch.manual_seed(config.seed)
-    encoder = model_class(config.model, inputs=config.data.streams)
+    encoder = AVEncoder(config.model, inputs=config.data.streams)
     if config.init:
         load_weights(encoder, config.init / "encoder.safetensors")
     objective = objective_class(encoder, config.objective, seed=config.seed)

@@ -66,6 +66,7 @@ class Encoded:
     lengths: Tensor  # (N,) int64, on the device of the frames
     layers: list[Tensor]  # (N, T, D) each, as asked for: 0 the fused features, k >= 1 the raw output of block k
     before_fusion_norm: Tensor  # (N, T, M * D), zero where a stream is absent: the feature penalty looks at it
+    feed_forward: list[Tensor]  # (N, T, D) each, as asked for: a block's feed-forward output before its last residual
 
 
 class ScaleGradient(torch.autograd.Function):
@@ -121,6 +122,7 @@ class AVEncoder(nn.Module):
         layers: Sequence[int] = (),
         masked: Tensor | None = None,
         mask_embedding: Tensor | None = None,
+        feed_forward: Sequence[int] = (),
     ) -> Encoded:
         """Encode a batch.
 
@@ -130,6 +132,7 @@ class AVEncoder(nn.Module):
             present: name -> (N,) bool on the host; left out: present where the length is not 0.
             layers: numbers of the layers to return; 0 for the fused features after the linear layer.
             masked: (N, T) bool on the device: fused frames to replace by `mask_embedding` (D,) (feature masking).
+            feed_forward: numbers of the blocks whose feed-forward outputs to return, in evaluation mode.
         """
         unknown = [name for name in streams if name not in self.modalities]
         if unknown:
@@ -150,13 +153,14 @@ class AVEncoder(nn.Module):
         if masked is not None and mask_embedding is not None:
             x = torch.where(masked[..., None], mask_embedding.to(x.dtype), x)
         valid = valid_frames(longest_on_device, size[1])
-        x, outputs = self.transformer(x, valid, [layer for layer in layers if layer > 0])
+        x, outputs, inner = self.transformer(x, valid, [layer for layer in layers if layer > 0], feed_forward)
         remaining = iter(outputs)
         return Encoded(
             frames=x,
             lengths=longest_on_device,
             layers=[next(remaining) if layer > 0 else fused for layer in layers],
             before_fusion_norm=before_norm,
+            feed_forward=inner,
         )
 
     def _run_frontend(

@@ -97,7 +97,8 @@ def pretrained_of(public: Public) -> "UHubert":
 
 def objective_config(public: Public) -> "UHubertConfig":
     """The settings of its pre-training. Raises UserError for a fine-tuned one, and for a loss that ours is not."""
-    from mmspeech.pretraining.uhubert import SpanMask, UHubertConfig
+    from mmspeech.blocks.masking import SpanMask
+    from mmspeech.pretraining.uhubert import UHubertConfig
 
     if public.decoder is not None or public.system != "AV-HuBERT":
         raise UserError(f"{public.path}: {public.kind}; expected a pre-trained AV-HuBERT, whose loss is ours; give one")

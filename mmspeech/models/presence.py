@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,7 +27,42 @@ def check_named(shares: Mapping[str, float], modalities: Collection[str], key: s
         raise UserError(f"{key}: stream `{unknown[0]}`, but the encoder knows {', '.join(modalities)}; mend it")
 
 
-def draw_presence(batch: Batch, shares: Mapping[str, float], seed: int, update: int | None = None) -> dict[str, Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class ModalitySchedule:
+    """Which streams an item keeps, by probabilities that change with the updates (AV-data2vec, Sec. 3.2).
+
+    Each goes linearly from its first value to its second over `anneal_updates` and stays there. What is drawn when not
+    all streams are kept is conditional, so the shares of single streams change quadratically.
+    """
+
+    all: tuple[float, float]  # p_AV: of keeping all streams
+    otherwise: dict[str, tuple[float, float]]  # p_{V|not AV}, p_{A|not AV}: subset, given that not all are kept
+    anneal_updates: int = 150_000
+
+    def __post_init__(self) -> None:
+        if not 0 <= min(self.all) <= max(self.all) <= 1:
+            raise UserError(f"all: {list(self.all)}; expected probabilities from 0 to 1")
+        if self.anneal_updates < 1:
+            raise UserError(f"anneal_updates: {self.anneal_updates}; expected 1 or more")
+        if not self.otherwise:
+            raise UserError("otherwise: names no stream; say what is kept when not all are, {audio: [1, 1]}")
+        for end in (0, 1):
+            check_shares({subset: ends[end] for subset, ends in self.otherwise.items()}, "otherwise")
+
+    def shares(self, update: int, everything: str) -> dict[str, float]:
+        """Subset -> probability after so many finished updates; `everything`: all streams, as in `audio+video`."""
+        done = min(update / self.anneal_updates, 1.0)
+
+        def at(ends: tuple[float, float]) -> float:
+            return ends[0] + done * (ends[1] - ends[0])
+
+        together = at(self.all)
+        return {everything: together} | {name: (1 - together) * at(ends) for name, ends in self.otherwise.items()}
+
+
+def draw_presence(
+    batch: Batch, shares: Mapping[str, float], seed: int, update: int | None = None, purpose: str = "modality"
+) -> dict[str, Tensor]:
     """Draw the subset of streams that each item keeps (u-HuBERT Sec. 3.2).
 
     An item that has all the streams named in `shares` keeps a subset as often as the table says. One that lacks some
@@ -37,6 +73,7 @@ def draw_presence(batch: Batch, shares: Mapping[str, float], seed: int, update: 
     Args:
         shares: subset, names joined by `+` -> probability; empty: everything is kept.
         update: given, one draw serves the whole batch (as in the public AV-HuBERT); else each item has its own.
+        purpose: draws of another purpose are independent.
 
     Returns:
         Stream -> (N,) bool.
@@ -49,9 +86,9 @@ def draw_presence(batch: Batch, shares: Mapping[str, float], seed: int, update: 
         return {name: torch.from_numpy(own.copy()) for name, own in have.items()}
     if update is None:
         items = zip(batch.passes, batch.ids, strict=True)
-        keys = [seeds.stable_hash(seed, "modality", number, item) for number, item in items]
+        keys = [seeds.stable_hash(seed, purpose, number, item) for number, item in items]
     else:
-        keys = [seeds.stable_hash(seed, "modality", update)] * len(batch)
+        keys = [seeds.stable_hash(seed, purpose, update)] * len(batch)
     own = np.stack([have[name] for name in named], axis=1)  # (N, M)
     kept = np.array([[name in subset for name in named] for subset in subsets])  # (S, M)
     leaves = (own.astype(int) @ kept.T.astype(int) > 0) * np.array(list(shares.values()))  # (N, S) shares, 0: nothing

@@ -17,20 +17,11 @@ from torch import Tensor, nn
 
 from mmspeech import seeds
 from mmspeech.batch import Batch, Loss, valid_frames
-from mmspeech.blocks.masking import draw_spans, replacement_frames
+from mmspeech.blocks.masking import SpanMask, draw_spans, replacement_frames
 from mmspeech.errors import UserError
 from mmspeech.models.av_encoder import AVEncoder
 from mmspeech.models.presence import check_named, check_shares, draw_presence
 from mmspeech.pretraining.losses import masked_unit_loss
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpanMask:
-    """Spans of masked frames; how often and how long (reference: blocks/masking.py)."""
-
-    probability: float  # times the number of frames, divided by `length`: the number of spans
-    length: int  # frames
-    replace: Literal["embedding", "other_frames"] = "embedding"  # by a learned vector, or by frames of the same clip
 
 
 def public_input_masks() -> dict[str, SpanMask]:

@@ -48,11 +48,14 @@ class Report:
         self._pending.append(Pending(update, outcome, ids))
         self.frames += frames
 
-    def write(self, log: Log, lr: float) -> None:
-        """Log what is pending; every rank must call. Raises UserError after too many non-finite gradients in a row."""
+    def write(self, log: Log, lr: float) -> dict[str, float]:
+        """Log what is pending and return it, the same on every rank; every rank must call.
+
+        Raises Diverged after too many non-finite gradients in a row.
+        """
         pending, self._pending = self._pending, []
         if not pending:
-            return
+            return {}
         skipped = torch.stack([one.outcome.skipped for one in pending]).tolist()
         figures = self._means([one for one, bad in zip(pending, skipped, strict=True) if not bad])
         figures |= {
@@ -71,6 +74,7 @@ class Report:
                     f"than {self.max_nonfinite}; lower training.lr, or look at the cuts named in {log.folder}/log.txt"
                 )
         self.begin()
+        return figures
 
     def _means(self, pending: list[Pending]) -> dict[str, float]:
         """Loss, its parts, the gradient norm as means over updates; the objective's logs as ratios. Over all ranks."""

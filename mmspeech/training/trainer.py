@@ -62,8 +62,9 @@ def run(
     Args:
         objective: a module with draw(batch, update) and forward(batch, update) -> Loss, or a ModuleDict of such.
             `update` counts the updates that are finished. Optional: freeze(update), called before each step, which may
-            turn parameters on and off (not under FSDP2); after_step(update), e.g. an EMA; `couples_items` True: its
-            batch is never split; `leaves_unused` or `freezes` True: some parameters may stay without gradient.
+            turn parameters on and off (not under FSDP2); after_step(update), e.g. an EMA; watch(update, figures),
+            given what is logged, which may return a warning; `couples_items` True: its batch is never split;
+            `leaves_unused` or `freezes` True: some parameters may stay without gradient.
         validation: (name, batch) pairs of this rank, iterated anew each time.
 
     Raises UserError for what a user can mend; SystemExit(143) after SIGTERM, with a checkpoint written.
@@ -228,7 +229,10 @@ class Trainer:
         return agreement.stop
 
     def _report(self) -> None:
-        self.report.write(self.log, self.optimizer.param_groups[0]["lr"])
+        figures = self.report.write(self.log, self.optimizer.param_groups[0]["lr"])
+        for objective in self.dispatch.all():
+            if figures and hasattr(objective, "watch") and (warning := objective.watch(self.update, figures)):
+                self.log.line(warning)
 
     def _validate(self) -> bool:
         """Figures of the validation batches; whether they are the best so far."""

@@ -1,0 +1,228 @@
+"""AV-data2vec: contextualised targets from a teacher that follows the student (Lian et al. 2023).
+
+    streams ── a subset is kept, p(update) ──▶ fused ── spans masked ──▶ student ── linear ──▶ z ──┐
+    streams ── another subset, sound alone ──▶ fused ──────────────────▶ teacher ── top K ──▶ y ───┴──▶ |z - y|^2
+                                                 teacher weights <- tau * teacher + (1 - tau) * student
+
+No units, no clustering. What the paper leaves open, or says in two ways, is a setting whose comment tells.
+
+The teacher is in evaluation mode: no dropout, no dropped blocks, batch norm by its own running statistics. Those are
+floating-point buffers and are averaged like weights, so that they belong to the averaged weights; counters are copied.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmspeech import seeds
+from mmspeech.batch import Batch, Loss, valid_frames
+from mmspeech.blocks.masking import SpanMask, draw_spans
+from mmspeech.errors import Diverged, UserError
+from mmspeech.models.av_encoder import AVEncoder
+from mmspeech.models.presence import ModalitySchedule, check_named, draw_presence
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """How the teacher follows: tau goes linearly from `start` to `end` over `anneal_updates` (Sec. 3.3, 4.2)."""
+
+    start: float = 0.999
+    end: float = 0.99999
+    anneal_updates: int = 100_000
+
+    def __post_init__(self) -> None:
+        if not 0 <= min(self.start, self.end) <= max(self.start, self.end) <= 1 or self.anneal_updates < 1:
+            raise UserError(f"start: {self.start}, end: {self.end}; expected rates from 0 to 1 and updates from 1 on")
+
+    def rate(self, update: int) -> float:
+        """tau of the step that follows `update` finished ones."""
+        return self.start + min(update / self.anneal_updates, 1.0) * (self.end - self.start)
+
+
+def sound_and_lips_then_lips() -> ModalitySchedule:
+    """p_AV from 1 to 0.25, lips alone else (Sec. 4.2, Figure 8)."""
+    return ModalitySchedule(all=(1.0, 0.25), otherwise={"video": (1.0, 1.0), "audio": (0.0, 0.0)})
+
+
+def sound_alone() -> ModalitySchedule:
+    """p_A = 1: the best targets (Table 3)."""
+    return ModalitySchedule(all=(0.0, 0.0), otherwise={"audio": (1.0, 1.0)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AVData2vecConfig:
+    """AV-data2vec pre-training; defaults are the paper's (Sec. 4.2), where it states them."""
+
+    student: ModalitySchedule = field(default_factory=sound_and_lips_then_lips)
+    teacher: ModalitySchedule = field(default_factory=sound_alone)
+    ema: TeacherConfig = field(default_factory=TeacherConfig)
+    top_k: int | None = None  # blocks whose outputs are averaged; None: all (12 for BASE, 24 for LARGE)
+    mask: SpanMask = field(default_factory=lambda: SpanMask(probability=0.5, length=10))  # of fused frames
+    # "We randomly select r % timesteps as starting indices", r = 50, would mask nearly all. `shares`: r % of the frames
+    # divided by the length are starts, as is usual, and about 40 % are covered; `starts`: literally.
+    mask_reading: Literal["shares", "starts"] = "shares"
+    masked_weight: float = 1.0  # alpha of Eq. 2
+    # beta of Eq. 2 for items of which the student keeps just this; 0 for all others. (The prose of Sec. 3.3 says that
+    # with sound in the input unmasked frames are predicted; the equation's setting, and the rest of it, masked ones.)
+    unmasked_weight: dict[str, float] = field(default_factory=lambda: {"video": 1.0})
+    # not stated: Eq. 2 compares the encoder's output itself with the target; data2vec has a linear layer between.
+    head: Literal["linear", "none"] = "linear"
+    loss_scale: float | None = None  # of |z - y|^2; None: 1 / sqrt(D), as data2vec; 1: Eq. 2 as it stands
+    min_target_std: float = 0.1  # below these, what is learnt has collapsed: after `watch_after` updates that is told
+    min_prediction_std: float = 0.01  # (data2vec's thresholds)
+    watch_after: int = 5000
+    stop_on_collapse: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mask.replace != "embedding":
+            raise UserError("mask.replace: fused frames are replaced by a learned vector; leave it out")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k: {self.top_k}; expected 1 block or more")
+
+
+class AVData2vec(nn.Module):
+    """The objective; `encoder`, the student, is what remains after pre-training."""
+
+    couples_items = False
+
+    def __init__(self, encoder: AVEncoder, config: AVData2vecConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.encoder, self.config, self.seed = encoder, config, seed
+        self.leaves_unused = encoder.config.layer_drop > 0
+        depth = encoder.config.num_layers
+        top_k = depth if config.top_k is None else config.top_k
+        if top_k > depth:
+            raise UserError(f"objective.top_k: {top_k}, but the encoder has {depth} blocks; give at most that")
+        self.target_blocks = range(depth - top_k + 1, depth + 1)
+        for key, schedule in (("student", config.student), ("teacher", config.teacher)):
+            check_named(schedule.otherwise, encoder.modalities, f"objective.{key}.otherwise")
+        check_named(config.unmasked_weight, encoder.modalities, "objective.unmasked_weight")
+        self.everything = "+".join(encoder.modalities)
+        self.unmasked_weight = {frozenset(name.split("+")): beta for name, beta in config.unmasked_weight.items()}
+        self.scale = encoder.dim**-0.5 if config.loss_scale is None else config.loss_scale
+        self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
+        self.head = nn.Linear(encoder.dim, encoder.dim) if config.head == "linear" else nn.Identity()
+        self.teacher = copy.deepcopy(encoder).requires_grad_(False).eval()
+        self.told = False  # that it has collapsed
+
+    def train(self, mode: bool = True) -> "AVData2vec":
+        """The teacher stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def draw(self, batch: Batch, update: int) -> Batch:
+        """Choose both subsets of streams, the mask and the frames to predict; on the host.
+
+        Adds to `drawn`: `mask/fused` (N, T) bool; `predicted/masked` and `predicted/unmasked` (P,) int64, places in the
+        flattened (N, T); `weight/unmasked` (P,), each one's beta. Adds the divisor of both parts to `counts`; the
+        teacher's subset stands in `teacher_present`.
+        """
+        config = self.config
+        size = next(iter(batch.streams.values())).shape[1]
+        seen = draw_presence(batch, config.teacher.shares(update, self.everything), self.seed, purpose="teacher")
+        batch.present = draw_presence(batch, config.student.shares(update, self.everything), self.seed)
+        batch.teacher_present = seen
+        frames, taught = (
+            np.max([(batch.lengths[name] * present[name]).numpy() for name in batch.streams], axis=0)
+            for present in (batch.present, seen)
+        )
+        keys = [
+            seeds.stable_hash(self.seed, "mask/fused", number, item)
+            for number, item in zip(batch.passes, batch.ids, strict=True)
+        ]
+        share = config.mask.probability * (config.mask.length if config.mask_reading == "starts" else 1)
+        masked = draw_spans(keys, frames, size, probability=share, length=config.mask.length)
+        valid = np.arange(size)[None, :] < np.minimum(frames, taught)[:, None]  # (N, T) with an input and a target
+        kept = [
+            frozenset(name for name in batch.streams if batch.present[name][row] and batch.lengths[name][row])
+            for row in range(len(batch))
+        ]
+        betas = np.array([self.unmasked_weight.get(subset, 0.0) for subset in kept], dtype=np.float32)  # (N,)
+        hidden, seen_frames = np.flatnonzero(masked & valid), np.flatnonzero(~masked & valid & (betas > 0)[:, None])
+        batch.drawn["mask/fused"] = torch.from_numpy(masked)
+        batch.drawn["predicted/masked"] = torch.from_numpy(hidden)
+        batch.drawn["predicted/unmasked"] = torch.from_numpy(seen_frames)
+        batch.drawn["weight/unmasked"] = torch.from_numpy(betas[seen_frames // size])
+        for part in ("masked", "unmasked"):  # one mean over all that is predicted
+            batch.counts[part] = float(len(hidden) + len(seen_frames))
+        return batch
+
+    def forward(self, batch: Batch, update: int) -> Loss:
+        """The loss of a drawn batch on the device (Eq. 2)."""
+        encoded = self.encoder.encode(
+            batch.streams, batch.lengths, batch.present,
+            masked=batch.drawn["mask/fused"], mask_embedding=self.mask_embedding,
+        )  # fmt: skip
+        hidden, shown = batch.drawn["predicted/masked"], batch.drawn["predicted/unmasked"]
+        places = torch.cat([hidden, shown])
+        predicted = self.head(encoded.frames.flatten(0, 1).index_select(0, places)).float()  # (P, D)
+        wanted = self.targets(batch).flatten(0, 1).index_select(0, places)
+        losses = (predicted - wanted).square().sum(-1) * self.scale  # (P,)
+        masked, unmasked = losses.split([len(hidden), len(shown)])
+        # A mask embedding that nobody's frames needed still takes part: data parallelism waits for its gradient.
+        idle = self.mask_embedding.sum() * 0.0
+        return Loss(
+            parts={
+                "masked": (masked.sum() + idle, self.config.masked_weight),
+                "unmasked": ((unmasked * batch.drawn["weight/unmasked"]).sum(), 1.0),
+            },
+            logs={"std/target": (spread(wanted), 1.0), "std/prediction": (spread(predicted.detach()), 1.0)},
+        )
+
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> Tensor:
+        """(N, T, D) in float32: the teacher's summed and normalised outputs; zero in padding (Sec. 3.3)."""
+        encoded = self.teacher.encode(
+            batch.streams, batch.lengths, batch.teacher_present, feed_forward=self.target_blocks
+        )
+        total = torch.stack([one.float() for one in encoded.feed_forward]).sum(0)
+        return instance_norm(total, valid_frames(encoded.lengths, total.shape[1]))
+
+    @torch.no_grad()
+    def after_step(self, update: int) -> None:
+        """Let the teacher follow the student, in float32, all tensors at once."""
+        weight = 1.0 - self.config.ema.rate(update)
+        # Parameters apart from buffers: under FSDP2 they are sharded, and buffers are not.
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.encoder.parameters()), weight)
+        pairs = list(zip(self.teacher.buffers(), self.encoder.buffers(), strict=True))
+        for ours, theirs in pairs:
+            if not ours.is_floating_point():
+                ours.copy_(theirs)
+        averaged = [(ours, theirs) for ours, theirs in pairs if ours.is_floating_point()]
+        if averaged:
+            torch._foreach_lerp_([ours for ours, _ in averaged], [theirs for _, theirs in averaged], weight)
+
+    def watch(self, update: int, figures: dict[str, float]) -> str | None:
+        """Look at the figures of training as they are logged; a warning, once, if what is learnt has collapsed.
+
+        Raises Diverged instead, if `stop_on_collapse`.
+        """
+        config = self.config
+        for name, least in (("target", config.min_target_std), ("prediction", config.min_prediction_std)):
+            found = figures.get(f"std/{name}", least)
+            if found < least and update > config.watch_after and not self.told:
+                self.told = True
+                reason = f"update {update}: std/{name} is {found:.3g}, expected at least {least:g}; all frames look "
+                reason += "alike: begin anew with a lower training.lr or objective.ema.end"
+                if config.stop_on_collapse:
+                    raise Diverged(reason)
+                return f"warning: {reason}"
+        return None
+
+
+def instance_norm(x: Tensor, valid: Tensor) -> Tensor:
+    """(N, T, D) with mean 0 and variance 1 over the real frames (N, T) of each item and channel; 0 elsewhere."""
+    real = valid[..., None]
+    count = real.sum(1, keepdim=True).clamp(min=1)
+    centred = (x - x.masked_fill(~real, 0.0).sum(1, keepdim=True) / count).masked_fill(~real, 0.0)
+    return centred * (centred.square().sum(1, keepdim=True) / count + 1e-5).rsqrt()
+
+
+def spread(x: Tensor) -> Tensor:
+    """Mean over channels of the standard deviation over frames, (P, D) -> (); of no frame 0."""
+    return (x.var(0, correction=0) + 1e-6).sqrt().mean() if len(x) else x.new_zeros(())

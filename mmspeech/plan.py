@@ -30,7 +30,8 @@ class Plan:
 
     synth: str = ""  # options of `mmspeech prepare synth`: how big and how hard the embedded corpus is
     # One YAML per iteration, what is clustered for it (mfcc, or the number of a layer of the iteration before), and the
-    # size of its codebook; none where run.sh starts from a model (--init).
+    # size of its codebook. None of all where run.sh starts from a model (--init); no units and no clusters where a
+    # system predicts none (AV-data2vec).
     pretrain: list[str] = field(default_factory=list)
     units: list[str] = field(default_factory=list)
     clusters: list[int] = field(default_factory=list)
@@ -51,15 +52,20 @@ class Plan:
     search: list[str] = field(default_factory=list)  # settings of the search: beam=5
 
     def __post_init__(self) -> None:
-        if not len(self.pretrain) == len(self.units) == len(self.clusters):
+        if self.clusters_units and not len(self.pretrain) == len(self.units) == len(self.clusters):
             raise UserError("pretrain:, units: and clusters: need one entry per iteration each; add what is missing")
         if self.units and self.units[0] != "mfcc":
             raise UserError(f"units: the first iteration has no layer {self.units[0]}; start with mfcc")
-        check_sources(self.sources, len(self.pretrain), self.anchor)
+        check_sources(self.sources, len(self.pretrain) if self.clusters_units else 0, self.anchor)
         if not self.labelled:
             object.__setattr__(self, "labelled", ["trainval"] * len(self.finetune))
         if len(self.labelled) != len(self.finetune):
             raise UserError("labelled: needs one entry per file of finetune:, or none; add what is missing")
+
+    @property
+    def clusters_units(self) -> bool:
+        """Whether something is clustered for the pre-training to predict."""
+        return bool(self.units or self.clusters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +134,8 @@ def folders(plan: Plan, place: Path) -> list[str]:
     """
     done: list[object] = [plan.cluster, plan.anchor]
     found = []
-    for number, entry in enumerate(zip(plan.pretrain, plan.units, plan.clusters, strict=True), start=1):
+    units, clusters = plan.units or [""] * len(plan.pretrain), plan.clusters or [0] * len(plan.pretrain)
+    for number, entry in enumerate(zip(plan.pretrain, units, clusters, strict=True), start=1):
         sources = source_lines(plan.sources, number, plan.pseudo_labels, plan.codebook)
         done.append([configs.read(place / entry[0]), *entry[1:], sources])
         found.append(f"iter{number}-{hashlib.sha256(json.dumps(done, sort_keys=True).encode()).hexdigest()[:8]}")

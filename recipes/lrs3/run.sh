@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# u-HuBERT (and AV-HuBERT) from clips on disk to a table of word error rates.
+# u-HuBERT (with AV-HuBERT in it) and AV-data2vec, from clips on disk to a table of word error rates.
 #   recipes/lrs3/run.sh                                             everything, on a small corpus that we make
 #   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --nproc 8 --conf recipes/lrs3/conf/uhubert/large-lrs3.yaml
+#   recipes/lrs3/run.sh --system av-data2vec                        the same without units: a teacher gives the targets
 #   recipes/lrs3/run.sh --corpus grid --data /data/grid --stage 3 --stop-stage 4
 #   recipes/lrs3/run.sh --corpus clips --data my_videos --init base_vox_iter5.pt     own clips on a published model
 #   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --musan /data/musan --row recipes/lrs3/conf/uhubert/rows/FILE
@@ -11,6 +12,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
+system=uhubert   # or av-data2vec: whose plans are meant, conf/SYSTEM
 corpus=synth     # synth (made by stage 0), lrs3, grid, or clips: any folder of own videos or sound
 data=            # folder of the corpus, as it was published
 musan=           # folder of MUSAN for noisy training and tests; synth brings its own noise
@@ -19,9 +21,9 @@ vox_ids=         # file with its English clips, one SPEAKER/VIDEO/CLIP per line;
 tedlium=         # folder TEDLIUM_release-3, for plans that pre-train on it
 landmarks=       # folder of face landmarks; without it they are detected (bin/setup synth video)
 exp=exp          # folder for everything that is made
-conf=            # plan: iterations, fine-tunings, tests; by default conf/uhubert/CORPUS.yaml
+conf=            # plan: iterations, fine-tunings, tests; by default conf/SYSTEM/CORPUS.yaml
 init=            # start from this model, without pre-training: a published checkpoint (.pt), or a folder of ours
-row=             # a row of a paper's table, conf/uhubert/rows/*.yaml, in place of --conf: rows share their pre-training
+row=             # a row of a paper's table, conf/*/rows/*.yaml, in place of --conf: rows share their pre-training
 dry_run=no       # only build the models, take one update on an invented clip, say sizes and memory: no corpus needed
 nproc=1          # training processes on this machine, one per GPU
 jobs=            # processes that prepare and extract; by default one per core
@@ -32,11 +34,13 @@ alignments=      # only lrs3: folder of TextGrid or CTM files with phones, to me
 translations=    # only lrs3: file of lines SPLIT/SPEAKER/CLIP, a tab and the translation, for plans that translate
 source "$here/../../bin/stages.sh" "$@"   # reads the options above, --stage, --stop-stage, --help; defines begin_stage
 case $corpus in synth | lrs3 | grid | clips) ;; *) stop "--corpus $corpus: expected synth, lrs3, grid or clips" ;; esac
+case $system in uhubert | av-data2vec) ;; *) stop "--system $system: expected uhubert or av-data2vec" ;; esac
 jobs=${jobs:-$(getconf _NPROCESSORS_ONLN)}
 [ -z "$row" ] || [ -z "$conf$init" ] || stop "--row $row: a row is a plan of its own; leave --conf and --init out"
 plan=$corpus
 [ -z "$init" ] || [[ $corpus != clips && $corpus != grid ]] || plan=init
-conf=${row:-${conf:-$here/conf/uhubert/$plan.yaml}}
+conf=${row:-${conf:-$here/conf/$system/$plan.yaml}}
+[ -e "$conf" ] || stop "--conf $conf: not there; $system has $(ls "$here/conf/$system" | grep yaml | paste -sd ' ')"
 domain=$([ -z "$row" ] || plan labelled_corpus)
 [ "${domain:-LRS3}" = LRS3 ] || stop "--row $row: is tuned on $domain; that is what recipes/librispeech/run.sh does"
 pretrained=$(plan pretrain)
@@ -183,19 +187,24 @@ units() {   # iteration, then how frames are made: frames and units of every sou
 }
 
 
-if begin_stage 3 "first units: k-means on MFCC frames" && trains "first units"; then
+clustered=$(plan units)   # nothing: the system predicts no units
+if begin_stage 3 "first units: k-means on MFCC frames" && [ -n "$clustered" ] && trains "first units"; then
   units 1 --feature mfcc
 fi
 
 pretrain() {   # iteration, its configuration
-  local name subset learnt rest sources= at
+  local name subset learnt rest sources= at place validated=$exp/mouth targets=()
   at=$(iter "$1")
+  if [ -n "$clustered" ]; then
+    validated=$at/units/valid
+    targets=(--set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")")
+  fi
   while IFS=$'\t' read -r name subset learnt rest; do
-    sources+="{cuts: $(files "$at/units/$name" "$(parts "$name")" | listed)$rest}, "
+    place=$([ -n "$clustered" ] && echo "$at/units/$name" || echo "$(home "$name")/mouth")
+    sources+="{cuts: $(files "$place" "$(parts "$name")" | listed)$rest}, "
   done < <(plan sources "$1")
-  settings "$at/units/valid/cuts_valid.jsonl.gz"
-  train pretrain "$2" "$at" --set "data.sources=[$sources]" \
-    --set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")" "${common[@]}"
+  settings "$validated/cuts_valid.jsonl.gz"
+  train pretrain "$2" "$at" --set "data.sources=[$sources]" ${targets[@]+"${targets[@]}"} "${common[@]}"
 }
 
 if begin_stage 4 "pre-training, iteration 1" && trains "iteration 1"; then

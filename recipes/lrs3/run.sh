@@ -188,7 +188,8 @@ units() {   # iteration, then how frames are made: frames and units of every sou
 
 
 clustered=$(plan units)   # nothing: the system predicts no units
-if begin_stage 3 "first units: k-means on MFCC frames" && [ -n "$clustered" ] && trains "first units"; then
+clusters() { [ -n "$clustered" ] || { echo "$1: skipped, $(basename "$conf") has no units" >&2; return 1; }; }
+if begin_stage 3 "first units: k-means on MFCC frames" && trains "first units" && clusters "first units"; then
   units 1 --feature mfcc
 fi
 

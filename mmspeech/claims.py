@@ -194,18 +194,22 @@ class Runs:
     def _data(self, shared: Path, settings: plan.Plan) -> list[str]:
         """What the last iteration of a plan is trained on, as run.sh gives it."""
         last = len(settings.pretrain)
-        units, sources = shared / f"iter{last}/units", []
+        units, mouth = shared / f"iter{last}/units", shared / "mouth"
+        sources = []
         for line in source_lines(settings.sources, last, settings.pseudo_labels, settings.codebook):
             name, _, _, rest = line.split("\t")
-            cuts = ", ".join(_text(units / name / f"cuts_{part}.jsonl.gz") for part in name.split("+"))
+            place = units / name if settings.clusters_units else mouth
+            cuts = ", ".join(_text(place / f"cuts_{part}.jsonl.gz") for part in name.split("+"))
             sources.append(f"{{cuts: [{cuts}]{rest}}}")
-        return [
+        valid = units / "valid" if settings.clusters_units else mouth
+        sets = [
             f"data.sources=[{', '.join(sources)}]",
-            f"data.valid_cuts=[{_text(units / 'valid/cuts_valid.jsonl.gz')}]",
+            f"data.valid_cuts=[{_text(valid / 'cuts_valid.jsonl.gz')}]",
             f"data.noise.cuts={_text(shared / 'noise')}",
-            "data.units=km",
-            f"objective.num_units={settings.clusters[-1]}",
         ]
+        if settings.clusters_units:
+            sets += ["data.units=km", f"objective.num_units={settings.clusters[-1]}"]
+        return sets
 
     def _plans(self) -> list[str]:
         return list(

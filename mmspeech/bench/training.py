@@ -1,8 +1,11 @@
-"""u-HuBERT's training step (draw, forward, backward, optimizer) against a literal one on the same utterances.
+"""Training steps (draw, forward, backward, optimizer): u-HuBERT's against a literal one, AV-data2vec's against it.
 
 Both train the same weights with the same objective, masks and modality dropout. The literal one runs both front-ends on
 every row, dropped or not, with a 3-D convolution and batch norm over all frames, padding too; lays out the logits as
 frames x classes x 256; and batches utterances as they come, padded to the longest. Reading is not measured.
+
+AV-data2vec's step stands beside u-HuBERT's on the same batches, with the same kept streams and masked frames: what a
+teacher that hears sound costs.
 """
 
 import dataclasses
@@ -22,11 +25,14 @@ from mmspeech import config as configs
 from mmspeech import seeds
 from mmspeech.batch import Batch, Loss, valid_frames
 from mmspeech.bench.measure import Ready, Row, Settings, draw_durations
+from mmspeech.blocks.masking import SpanMask
 from mmspeech.data.cutfiles import writing_cuts
 from mmspeech.data.loader import DataConfig, make_sampler
 from mmspeech.data.reading import Item, collate
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, ScaleGradient
 from mmspeech.models.frontends import LIP_MEAN, LIP_STD
+from mmspeech.models.presence import ModalitySchedule
+from mmspeech.pretraining.avdata2vec import AVData2vec, AVData2vecConfig
 from mmspeech.pretraining.uhubert import UHubert, UHubertConfig
 from mmspeech.training import optimizers, parallel
 from mmspeech.training.settings import TrainingConfig
@@ -39,6 +45,8 @@ RECIPES: dict[str, tuple[str, list[str]]] = {  # size -> the YAML whose model, o
     "base": ("base-lrs3-iter5.yaml", []),
 }
 STREAMS = ["audio", "video"]
+MASK = SpanMask(probability=0.5, length=10)
+MODALITY_DROPOUT = {"audio+video": 0.5, "audio": 0.25, "video": 0.25}
 Precision = Literal["fp32", "bf16"]
 
 
@@ -74,6 +82,39 @@ def literal(settings: Settings, folder: Path, precision: Precision = "fp32") -> 
     places = np.minimum((frames - 1) * len(groups) // frames[-1], len(groups) - 1)
     shuffled = [[utterances[i] for i in order[places == place]] for place in range(len(groups))]
     return _ready(settings, run, LiteralUHubert(_objective(settings, run)), [group for group in shuffled if group])
+
+
+def data2vec(settings: Settings, folder: Path) -> Ready:
+    """AV-data2vec at the size of the recipe."""
+    run = recipe(settings, "fp32")
+    torch.manual_seed(settings.seed)
+    encoder = AVEncoder(dataclasses.replace(run.model, fusion="sum"))
+    otherwise = {"audio": (0.5, 0.5), "video": (0.5, 0.5)}  # of the half that keeps one stream: MODALITY_DROPOUT
+    config = AVData2vecConfig(student=ModalitySchedule(all=(0.5, 0.5), otherwise=otherwise), mask=MASK)
+    module = AVData2vec(encoder, config, seed=settings.seed).to(settings.device)
+    return _beside(settings, run, module, folder)
+
+
+def fused_uhubert(settings: Settings, folder: Path) -> Ready:
+    """u-HuBERT with AV-data2vec's mask on the fused frames."""
+    run = recipe(settings, "fp32")
+    changes = {"masking": "feature", "feature_mask": MASK, "modality_dropout": MODALITY_DROPOUT}
+    run = run._replace(objective=dataclasses.replace(run.objective, **changes))  # type: ignore[arg-type]
+    return _beside(settings, run, _objective(settings, run), folder)
+
+
+def _beside(settings: Settings, run: Run, module: nn.Module, folder: Path) -> Ready:
+    """Answers with the kept streams and masks of its first utterances."""
+    groups = bucketed(settings, run, folder)
+    ready = _ready(settings, run, module, groups)
+
+    def answer() -> dict[str, float]:
+        drawn = module.draw(make_batch(settings, run, groups[0]), 0)  # type: ignore[operator]
+        weights = torch.arange(1, len(drawn) + 1)
+        kept = {f"kept {name}": float((present * weights).sum()) for name, present in drawn.present.items()}
+        return kept | {"masked": float((drawn.drawn["mask/fused"].sum(1) * weights).sum())}
+
+    return dataclasses.replace(ready, answer=answer)
 
 
 class LiteralUHubert(nn.Module):
@@ -141,7 +182,11 @@ def rows() -> dict[str, Row]:
         "training-bf16": Row(
             "u-HuBERT training step, bf16", ("pretraining.uhubert", half[0]), {name: half[1]}, units, difference
         ),
-    }
+        "data2vec": Row(
+            "AV-data2vec training step", ("pretraining.avdata2vec", data2vec),
+            {"pretraining.uhubert, the same draws": fused_uhubert}, units, difference,
+        ),
+    }  # fmt: skip
 
 
 def recipe(settings: Settings, precision: Precision) -> Run:
@@ -189,7 +234,7 @@ def _objective(settings: Settings, run: Run) -> UHubert:
     return UHubert(AVEncoder(run.model), run.objective, seed=settings.seed).to(settings.device)
 
 
-def _ready(settings: Settings, run: Run, module: UHubert | LiteralUHubert, groups: list[list[Utterance]]) -> Ready:
+def _ready(settings: Settings, run: Run, module: Any, groups: list[list[Utterance]]) -> Ready:
     config = run.training
     model = parallel.Dispatch(module)
     optimizer = optimizers.build(
@@ -206,6 +251,8 @@ def _ready(settings: Settings, run: Run, module: UHubert | LiteralUHubert, group
             optimizers.set_rates(optimizer, config.lr, update)
             counts, precision = agree(model, group).counts, config.precision
             train_step(model, group, counts, optimizer, update=update, clip_norm=config.clip_norm, precision=precision)
+            if hasattr(module, "after_step"):
+                module.after_step(update)
 
     @torch.no_grad()
     def answer() -> dict[str, float]:

@@ -48,19 +48,39 @@ def test_a_verdict_follows_from_the_interval_alone():
     assert claims.together([outcome("opposite"), outcome("not shown")]) == "opposite"
 
 
-def test_every_figure_of_the_file_has_its_training():
-    """Names, configurations and plans that claims.yaml speaks of are there."""
-    found = configs.load(FILE, claims.Claims)
-    assert list(found.claims) == list("abcdefg")
+@pytest.mark.parametrize(("system", "letters"), [("uhubert", "abcdefg"), ("av-data2vec", "abcdef")])
+def test_every_figure_of_the_file_has_its_training(system, letters):
+    """Names, configurations and plans that claims.yaml speaks of are there; nothing is trained for nothing."""
+    found, place = configs.load(claims.CONF / f"claims/{system}.yaml", claims.Claims), claims.CONF / system
+    assert list(found.claims) == list(letters)
+    used = set()
     for claim in found.claims.values():
         sides = [side for expectation in claim.expect for side in claims.parse(expectation)]
         sides += [claims.terms(point) for line in (claim.plot.lines.values() if claim.plot else ()) for point in line]
         for term in (term for side in sides for term in side):
             assert term.name in (found.recognizers if term.kind == "@" else found.encoders)
+            used.add((term.kind, term.name))
+    assert {name for kind, name in used if kind == "@"} == found.recognizers.keys()
     for recognizer in found.recognizers.values():
-        assert recognizer.encoder in found.encoders and (PLACE / recognizer.conf).exists()
+        assert recognizer.encoder in found.encoders and (place / recognizer.conf).exists()
     for encoder in found.encoders.values():
-        assert (PLACE / encoder.conf).exists() and (PLACE / (encoder.plan or found.plan)).exists()
+        assert (place / encoder.conf).exists() and (place / (encoder.plan or found.plan)).exists()
+
+
+def test_a_system_without_units_trains_on_the_mouth_tracks(tmp_path, monkeypatch):
+    """No units are asked for; a system it is compared with has its own, on the same corpus."""
+    said: list[list[str]] = []
+    monkeypatch.setattr(claims.subprocess, "run", lambda words, cwd: said.append(words) or _Done())
+    file = claims.CONF / "claims/av-data2vec.yaml"
+    runs = claims.Runs(configs.load(file, claims.Claims), claims.CONF / "av-data2vec", tmp_path, nproc=1)
+    assert runs.encoder("joint", 1) == tmp_path / "data2vec-claims/iter1/encoder"
+    runs.encoder("both", 1)
+    sets = [said[-1][i + 1] for i, word in enumerate(said[-1]) if word == "--set"]
+    mouth = tmp_path / "data2vec-claims/mouth"
+    assert f"data.sources=[{{cuts: ['{mouth}/cuts_pretrain.jsonl.gz', '{mouth}/cuts_trainval.jsonl.gz']}}]" in sets
+    assert not any(one.startswith(("data.units", "objective.num_units")) for one in sets)
+    assert runs.encoder("uhubert", 1) == tmp_path / "claims-plan/iter2/encoder"
+    assert (tmp_path / "claims-plan/corpus").resolve() == tmp_path / "data2vec-claims/corpus"
 
 
 def test_trainings_are_shared_and_seeds_have_their_own(tmp_path, monkeypatch):

@@ -180,9 +180,9 @@ class Runs:
             raise UserError(f"encoder `{name}`: not in the file; there are {', '.join(self.claims.encoders)}")
         wanted = self.claims.encoders[name]
         shared, settings = self.shared(self._plan_of(wanted)), self._plan(self._plan_of(wanted))
-        last = len(settings.pretrain)
-        exp = shared / f"iter{last}"
-        if (wanted.conf, seed) != (settings.pretrain[-1], 1):
+        exp = shared / f"iter{len(settings.pretrain)}"
+        own = (self.folder / self._plan_of(wanted)).parent / settings.pretrain[-1]
+        if seed != 1 or (self.folder / wanted.conf).resolve() != own.resolve():
             exp = self.exp / f"{Path(wanted.conf).stem}-{shared.name}-{seed}"
             self._train("pretrain", wanted.conf, exp, [*self._data(shared, settings), f"seed={seed}"])
         if wanted.at is None:

@@ -357,3 +357,22 @@ def test_ranks_and_accumulation_make_the_same_update(tmp_path):
         for key, tensor in weights.items():
             if tensor.is_floating_point() and "running" not in key:
                 torch.testing.assert_close(tensor, found["one-batch"][key], atol=2e-5, rtol=1e-4, msg=f"{name} {key}")
+
+
+def test_the_schedule_is_drawn_with_its_numbers(tmp_path, capsys):
+    """`mmspeech schedule`: the shares of Figure 11 (Table 4's last row), as numbers beside the picture."""
+    changes = {"training.updates": 200_000, "objective.student.all": [1.0, 0.25]}
+    changes |= {"objective.student.otherwise": {"video": [0.75, 0.75], "audio": [0.25, 0.25]}}
+    conf = write_run(tmp_path / "run.yaml", RUN, changes | NO_UNITS)
+    assert command("schedule", conf, tmp_path / "s.png") == 0
+    names, *lines = [line.split("\t") for line in (tmp_path / "s.tsv").read_text().splitlines()]
+    rows = {int(line[0]): dict(zip(names, map(float, line), strict=True)) for line in lines}
+    share = "student: share of the items: "
+    for update, wanted in ((0, (1, 0, 0)), (75_000, (0.625, 0.28125, 0.09375)), (200_000, (0.25, 0.5625, 0.1875))):
+        found = [rows[update][share + name] for name in ("audio+video", "video", "audio")]
+        assert found == pytest.approx(wanted)
+    assert rows[200_000]["teacher's tau: tau"] == pytest.approx(0.99999)
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert command("schedule", conf, tmp_path / "s.png", "--set", "objective.student.al=1") == 2
+    assert "`objective.student.al` is not a setting of ModalitySchedule" in capsys.readouterr().err

@@ -22,6 +22,7 @@ COMMANDS = {
     "score": "Hypotheses -> word error rates, tables and a report.",
     "import": "A published checkpoint (AV-HuBERT, MuAViC, VATLM) -> an encoder or a recognizer; runs no code of it.",
     "export": "A trained model -> a folder of safetensors and YAML, without the experiment around it.",
+    "schedule": "A pre-training YAML -> learning rate, kept streams and teacher over its updates, drawn.",
     "doctor": "What is installed, what is missing, what it would add and how to get it.",
 }
 

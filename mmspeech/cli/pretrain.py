@@ -71,21 +71,9 @@ def run(
     Example: mmspeech pretrain recipes/lrs3/conf/uhubert/pretrain/synth-1.yaml exp/mine --set data.units=km --set
     "data.cuts=[exp/iter1/units/cuts_pretrain.jsonl.gz]"
     """
-    tree = configs.read(conf, overrides or [])
-    system = tree.get("system")
-    if not isinstance(system, str) or system not in RUNS:
-        raise UserError(f"{conf}: `system` is {system!r}; expected one of {', '.join(RUNS)}")
-    run_class, objective_class = RUNS[system]
-    config = configs.build(tree, run_class, conf)
+    config = read(conf, overrides or [], dry_run=dry_run)
+    objective_class = RUNS[config.system][1]
     num_units = getattr(config.objective, "num_units", 0)
-    if num_units and not config.data.units and not dry_run:
-        raise UserError(f"{conf}: `data.units` names no units to predict; e.g. --set data.units=mfcc")
-    if config.data.units and not num_units:
-        raise UserError(f"{conf}: `data.units` is {config.data.units}, but {system} predicts no units; leave it out")
-    if unknown := sorted(config.data.streams.keys() - config.model.streams.keys()):
-        raise UserError(
-            f"{conf}: `data.streams.{unknown[0]}` is read, but the model has no such stream; add it to model.streams"
-        )
     if dry_run:
         device = dist.start()
         encoder = AVEncoder(config.model, inputs=config.data.streams)
@@ -121,3 +109,22 @@ def run(
             save_encoder(encoder, folder, weights)
             files.write_json(folder / "data.json", configs.plain(config.data))  # where the cuts lie: no setting
         say(f"{exp / 'encoder'}: written")
+
+
+def read(conf: Path, overrides: list[str], *, dry_run: bool) -> UHubertRun | AVData2vecRun:
+    """The settings of a run; without `dry_run` it must name what it predicts. Raises UserError."""
+    tree = configs.read(conf, overrides)
+    system = tree.get("system")
+    if not isinstance(system, str) or system not in RUNS:
+        raise UserError(f"{conf}: `system` is {system!r}; expected one of {', '.join(RUNS)}")
+    config = configs.build(tree, RUNS[system][0], conf)
+    num_units = getattr(config.objective, "num_units", 0)
+    if num_units and not config.data.units and not dry_run:
+        raise UserError(f"{conf}: `data.units` names no units to predict; e.g. --set data.units=mfcc")
+    if config.data.units and not num_units:
+        raise UserError(f"{conf}: `data.units` is {config.data.units}, but {system} predicts no units; leave it out")
+    if unknown := sorted(config.data.streams.keys() - config.model.streams.keys()):
+        raise UserError(
+            f"{conf}: `data.streams.{unknown[0]}` is read, but the model has no such stream; add it to model.streams"
+        )
+    return config

@@ -51,13 +51,15 @@ class ModalitySchedule:
 
     def shares(self, update: int, everything: str) -> dict[str, float]:
         """Subset -> probability after so many finished updates; `everything`: all streams, as in `audio+video`."""
-        done = min(update / self.anneal_updates, 1.0)
+        together = self._at(self.all, update)
+        return {everything: together} | {name: (1 - together) * p for name, p in self.conditional(update).items()}
 
-        def at(ends: tuple[float, float]) -> float:
-            return ends[0] + done * (ends[1] - ends[0])
+    def conditional(self, update: int) -> dict[str, float]:
+        """Subset -> its probability, given that not all streams are kept."""
+        return {name: self._at(ends, update) for name, ends in self.otherwise.items()}
 
-        together = at(self.all)
-        return {everything: together} | {name: (1 - together) * at(ends) for name, ends in self.otherwise.items()}
+    def _at(self, ends: tuple[float, float], update: int) -> float:
+        return ends[0] + min(update / self.anneal_updates, 1.0) * (ends[1] - ends[0])
 
 
 def draw_presence(

@@ -179,8 +179,29 @@ def lines_over(lines: Mapping[str, Sequence[tuple[float, ...]]], x: str, y: str,
     return figure
 
 
+def panels_over(panels: Mapping[str, Mapping[str, Sequence[float]]], at: Sequence[float], x: str) -> Figure:
+    """Curves over the same places, a panel for each title: title -> name -> values."""
+    columns = min(len(panels), 3)
+    figure = Figure(figsize=(4.2 * columns, 2.9 * -(-len(panels) // columns)), layout="constrained")
+    places = np.ravel(figure.subplots(-(-len(panels) // columns), columns, squeeze=False))
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, lines) in zip(places, panels.items(), strict=False):
+        for (name, values), colour in zip(lines.items(), COLOURS * len(lines), strict=False):
+            axes.plot(at, values, color=colour, linewidth=1.6, label=name)
+        axes.set_title(title, loc="left", fontsize=9, color=INK)
+        axes.set_xlabel(x, fontsize=8)
+        if len(lines) > 1:
+            axes.legend(fontsize=7, frameon=False, labelcolor=INK)
+        _plain(axes)
+    return figure
+
+
 def to_png(figure: Figure, path: Path) -> None:
-    """Write the figure as a picture on white, where INK is all but black."""
+    """Write the figure as a picture on white, where INK is all but black, and FAINT would be too."""
+    for axes in figure.axes:
+        for line in [*axes.get_xgridlines(), *axes.get_ygridlines()]:
+            line.set_color("#dddddd")
     figure.savefig(path, format="png", dpi=150, facecolor="white", metadata={"Software": None})
 
 

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from mmspeech import config as configs
 from mmspeech import files, plan
-from mmspeech.cli.app import call
+from mmspeech.command import call
 from mmspeech.console import console, say
 from mmspeech.errors import UserError
 from mmspeech.plan_sources import source_lines

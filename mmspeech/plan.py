@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmspeech import config as configs
 from mmspeech.errors import UserError
@@ -175,6 +175,7 @@ def main() -> None:
     try:
         file, key, *number = Path(sys.argv[1]), *sys.argv[2:]
         plan = load(file)
+        value: Any
         if key in ("noisy", "noisy-finetune"):
             names = [*(plan.pretrain if key == "noisy" else []), *plan.finetune]
             value = noisy(file.parent / name for name in names)

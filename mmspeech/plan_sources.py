@@ -106,7 +106,7 @@ def source_lines(sources: Sequence[PlanSource], iteration: int, wanted: str, cod
 
 def extra_lines(sources: Sequence[PlanSource]) -> list[str]:
     """A line per source that is not of the corpus itself: name, name of its corpus, options of `mmspeech prepare`."""
-    options = {
+    options: dict[str, str] = {
         source.cuts: " --audio-only" for source in sources if source.cuts == "vox" and source.streams == ["audio"]
     }
     return [f"{one.cuts} {EXTRA[one.cuts]}{options.get(one.cuts, '')}" for one in sources if one.cuts in EXTRA]

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1] / "mmspeech"
 FOUNDATION = {
     "__version__",
     "batch",
+    "command",
     "config",
     "console",
     "containers",

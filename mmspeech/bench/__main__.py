@@ -18,7 +18,7 @@ from rich.table import Table
 
 from mmspeech import __version__, files
 from mmspeech.bench import decoding, features, measure, reading, training
-from mmspeech.cli.app import call
+from mmspeech.command import call
 from mmspeech.console import say
 from mmspeech.errors import UserError
 

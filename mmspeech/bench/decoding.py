@@ -263,7 +263,8 @@ def _recognizing(settings: Settings, run: Callable[[Seq2Seq, Batch, BeamConfig],
     opinionated(objective.decoder)
     objective.eval().to(settings.device)
     lengths, config = _base_work(settings)
-    size, crop = (len(lengths), int(lengths.max())), encoder.frontends["video"].item_shape
+    size = (len(lengths), int(lengths.max()))
+    crop: tuple[int, ...] = encoder.frontends["video"].item_shape  # type: ignore[assignment]
     batch = Batch(
         ids=[str(number) for number in range(len(lengths))],
         streams={"audio": torch.randn(*size, 104), "video": torch.randint(0, 256, (*size, *crop), dtype=torch.uint8)},

@@ -129,7 +129,9 @@ def searches_of(settings: list[str], beam: str, kind: type) -> list[Search]:
     for text in beams:
         if not text.isdecimal() or int(text) < 1 or "beam" in tree:
             raise UserError(f"--beam {beam}: expected widths from 1 on, as in 1,5,20, and no --set beam=; mend it")
-    built = [configs.build(tree | {"beam": int(text)}, kind, Path("--set")) for text in beams]
+    built: list[BeamConfig | CTCSearchConfig] = [
+        configs.build(tree | {"beam": int(text)}, kind, Path("--set")) for text in beams
+    ]
     if len(set(beams)) > 1:
         return [Search(config, f"-beam{config.beam}", f", beam {config.beam}") for config in dict.fromkeys(built)]
     return [Search(built[0] if built else configs.build(tree, kind, Path("--set")))]

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -104,7 +104,7 @@ def features(
     from mmspeech.data.reading import named_streams
     from mmspeech.models.av_encoder import check_folder, load_encoder
 
-    known = {}
+    known: dict[str, Any] = {}
     if encoder is not None:
         check_folder(encoder)
         known = configs.read(encoder / "config.yaml").get("inputs") or {}
@@ -120,7 +120,7 @@ def features(
         raise UserError("extract features: give --feature, or --encoder together with --layer")
     if feature is not None and feature not in extract_features.SPECTRAL:
         raise UserError(f"--feature {feature}: expected one of {', '.join(extract_features.SPECTRAL)}")
-    layers = extract_features.layers_of(layer) if layer else [None]
+    layers = extract_features.layers_of(layer) if layer else []
     if len(layers) > 1:
         raise UserError(f"--layer {layer}: cuts carry the frames of one layer; give one, and another OUT for the next")
     if feature is not None and modalities:
@@ -131,7 +131,7 @@ def features(
     due: list[tuple[list[str] | None, files.Stage]] = []
     for subset in modalities.split(",") if modalities else [None]:
         streams = None if subset is None else named_streams(subset, known, "--modalities")
-        settings = {"feature": feature, "layer": layers[0], "modalities": streams}
+        settings = {"feature": feature, "layer": layers[0] if layers else None, "modalities": streams}
         stage = files.Stage(out if subset is None else out / subset, [*cuts, *weights], settings)
         if stage.is_current():
             check_strict(stage.output, strict)
@@ -142,8 +142,9 @@ def features(
     place = dist.start(device or ("cpu" if feature else None))  # of sound, reading takes longer than computing
     model = None if encoder is None else load_encoder(encoder)
     for streams, stage in due:
-        if model is None:
+        if feature is not None:
             extractor = extract_features.spectral(feature, place)
         else:
+            assert model is not None
             extractor = extract_features.from_encoder(model, layers[0], streams, place)
         extract_features.run(stage, cuts, extractor, streams or [], strict=strict, batch_s=batch_seconds, jobs=jobs)

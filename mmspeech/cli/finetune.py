@@ -112,6 +112,7 @@ def run(
     config = read(conf, encoder, sets)
     if dry_run:
         device = dist.start()
+        assert config.encoder is not None  # `read` has looked
         start = encoder_to_tune(config.encoder, weights=False)
         streams = chosen_streams(start, config.streams, conf)
         size = config.tokenizer.size or dry.VOCABULARY
@@ -132,7 +133,7 @@ def read(conf: Path, encoder: Path | None, overrides: list[str]) -> Seq2SeqRun |
         raise UserError(f"{conf}: `task` is {task!r}; expected one of {', '.join(RUNS)}")
     if isinstance(tree.get("data"), dict) and "streams" in tree["data"]:
         raise UserError(f"{conf}: `data.streams` is read as in pre-training; choose among them with `streams: [audio]`")
-    config = configs.build(tree, RUNS[task][0], conf)
+    config: Seq2SeqRun | CTCRun = configs.build(tree, RUNS[task][0], conf)  # type: ignore[arg-type]
     if config.encoder is None:
         raise UserError(f"{conf}: `encoder` names no pre-trained encoder; give --encoder EXP/encoder")
     return config

@@ -117,7 +117,7 @@ def read(conf: Path, overrides: list[str], *, dry_run: bool) -> UHubertRun | AVD
     system = tree.get("system")
     if not isinstance(system, str) or system not in RUNS:
         raise UserError(f"{conf}: `system` is {system!r}; expected one of {', '.join(RUNS)}")
-    config = configs.build(tree, RUNS[system][0], conf)
+    config: UHubertRun | AVData2vecRun = configs.build(tree, RUNS[system][0], conf)  # type: ignore[arg-type]
     num_units = getattr(config.objective, "num_units", 0)
     if num_units and not config.data.units and not dry_run:
         raise UserError(f"{conf}: `data.units` names no units to predict; e.g. --set data.units=mfcc")

@@ -5,7 +5,7 @@ import gzip
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -164,7 +164,13 @@ def score_codebooks(
     learn, row = learn_from or cuts, load_row(against) if against else None
     if row and not row.pnmi:
         raise UserError(f"{against}: has no PNMI; give rows/table1-drop.yaml or rows/table1-plain.yaml")
-    settings = {"clusters": clusters, "layer": layer, "points": points, "seed": seed, "starts": starts}
+    settings: dict[str, object] = {
+        "clusters": clusters,
+        "layer": layer,
+        "points": points,
+        "seed": seed,
+        "starts": starts,
+    }
     settings |= {"resamples": resamples, "label": label, "learn_from": sorted(map(files.digest, learn))}
     weights = [encoder / "encoder.safetensors", encoder / "config.yaml"]
     model = load_encoder(encoder)
@@ -180,7 +186,7 @@ def score_codebooks(
             rejects.path = out / "rejected.jsonl"  # where it will be found
             frames = folder / "frames"
             frames.mkdir()
-            how = {"device": place, "batch_s": batch_seconds, "jobs": jobs}
+            how: dict[str, Any] = {"device": place, "batch_s": batch_seconds, "jobs": jobs}
             measured = work.store_frames(cuts, model, layer, subsets, frames, "cuts", rejects, **how)
             learnt = measured
             if learn != cuts:

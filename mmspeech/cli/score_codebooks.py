@@ -186,11 +186,11 @@ def measure(
     found = {pair: [chosen[i] for i in order] for pair, chosen in found.items()}
     seed, resamples = about["seed"], about["resamples"]
     values, drawn = [], []
-    for chosen in found.values():
+    for own in found.values():
         counts = pnmi.JointCounts()
-        counts.add(np.concatenate(chosen), [str(phone) for phone in np.concatenate(phones)])
+        counts.add(np.concatenate(own), [str(phone) for phone in np.concatenate(phones)])
         values.append(100 * counts.agreement().pnmi)
-        found_again = 100 * pnmi.resampled(phones, chosen, seed=seed, resamples=resamples)
+        found_again = 100 * pnmi.resampled(phones, own, seed=seed, resamples=resamples)
         # Fewer different frames look more informative: resamples lie above the figure by about as much as it lies
         # above the truth. Only their spread is used.
         drawn.append(found_again - np.nanmean(found_again) + values[-1])

@@ -75,7 +75,7 @@ def run(
     exp: Path,
     noise_sets: Path | None,
     read: Callable[[list[str]], "FinetuneRun"],
-    tune: Callable[["FinetuneRun", Path, Path], None],
+    tune: Callable[[Any, Path, Path], None],
 ) -> None:
     """Tune every combination, compare, link EXP/model to the best; write EXP/sweep.json.
 
@@ -95,7 +95,7 @@ def run(
             f"{conf}: is selected under {sweep.noise}; give frozen noise of the validation cuts with --noise-sets"
         )
     runs = {name: read(settings) for name, settings in combinations(sweep.grid)}  # mistakes: before hours of training
-    tried = []
+    tried: list[Tried] = []
     for name, config in runs.items():
         if len(config.data.valid_cuts) != 1:
             raise UserError(

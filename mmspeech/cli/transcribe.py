@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -63,7 +63,7 @@ def run(
         raise UserError(f"{landmarks}: no such folder of landmarks; mend the path, or leave out --landmarks to detect")
     where = dist.start(device)
     loaded, tokenizer = recognizer.load(model, where), Tokenizer.load(model)
-    given = configs.build(configs.tree_of(search or []), SEARCHES[loaded.task], Path("--set"))
+    given: Any = configs.build(configs.tree_of(search or []), SEARCHES[loaded.task], Path("--set"))
     named = None if modality == "auto" else named_streams(modality, loaded.inputs, "--modality")
     inputs = wanted_streams(loaded.objective.encoder, named)
     failed = 0
@@ -144,7 +144,7 @@ def _texts(
     file: OneFile,
     model: recognizer.Recognizer,
     tokenizer: Tokenizer,
-    search: BeamConfig | CTCSearchConfig,
+    search: Any,  # BeamConfig or CTCSearchConfig, as the model's task has it
     device: torch.device,
 ) -> list[str]:
     items = [item for item in itertools.starmap(file.read, batch) if item is not None]

@@ -73,7 +73,8 @@ def find_talks(corpus: Path) -> tuple[list[Clip], list[tuple[str, str]]]:
     sounds, texts = (
         {path.stem: path for path in sorted(corpus.glob(f"data/{kind}/*.{kind}"))} for kind in ("sph", "stm")
     )
-    talks, left_out, seen = [], [], set()
+    talks, left_out = [], []
+    seen: set[str] = set()
     for place, split in PLACES:
         own_texts = {path.stem: path for path in sorted((corpus / place / "stm").glob("*.stm"))}
         own_sounds = {path.stem: path for path in sorted((corpus / place / "sph").glob("*.sph")) if path.exists()}

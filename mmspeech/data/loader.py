@@ -180,7 +180,7 @@ class TrimmedTime(TimeConstraint):
     trim_s: float = math.inf
 
     def add(self, example: Cut) -> None:
-        self.longest_seen = max(self.longest_seen, self.measure_length(example))
+        self.longest_seen: float = max(self.longest_seen, self.measure_length(example))
         self.num_cuts += 1
 
     def measure_length(self, example: Cut) -> float:

@@ -112,7 +112,8 @@ def open_file(
         reasons["logmel"] = "has no sound"
     with tempfile.TemporaryDirectory(prefix="mmspeech-") as temporary:
         folder = Path(temporary)
-        picture, track, face, num_faces = None, None, np.zeros(0, bool), 0
+        picture: Any = None
+        track, face, num_faces = None, np.zeros(0, bool), 0
         if "mouth" in readers and not has_picture:
             reasons["mouth"] = "has no picture"
         elif "mouth" in readers:
@@ -128,7 +129,7 @@ def open_file(
         if not found:
             reason = ", and ".join(dict.fromkeys(missing.values()))
             raise BadItem(f"{path}: {reason}; nothing there to read as {' or '.join(streams)}")
-        recording = None
+        recording: Any = None
         if "logmel" in readers - reasons.keys():
             media.to_flac(path, folder / "sound.flac", fit_video=track is not None)
             recording = Recording.from_file(folder / "sound.flac", recording_id=path.name)

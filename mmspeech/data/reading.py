@@ -85,7 +85,7 @@ def read_array(cut: Cut, frames: int | None, rng: np.random.Generator, noisy: Ca
 
 _GIVEN = ("cut", "frames", "rng", "noisy", "train")  # what every reader is called with; the rest are its settings
 _MARK = "given"  # in `cut.custom`, never on disk
-READERS = {"mouth": read_mouth, "array": read_array, "logmel": read_logmel}
+READERS: dict[str, Callable[..., Any]] = {"mouth": read_mouth, "array": read_array, "logmel": read_logmel}
 
 
 def has_stream(cut: Cut, settings: Mapping[str, Any]) -> bool:

@@ -186,8 +186,9 @@ class AVEncoder(nn.Module):
                 0, torch.zeros(1, dtype=torch.int64, device=device), nn.functional.pad(dummy, (0, 0, 0, size[1] - 1))
             )
         x = streams[name]
-        if tuple(x.shape[2:]) != tuple(frontend.item_shape):
-            wanted, got = ("x".join(map(str, shape)) for shape in (frontend.item_shape, x.shape[2:]))
+        item_shape: tuple[int, ...] = frontend.item_shape  # type: ignore[assignment]
+        if tuple(x.shape[2:]) != tuple(item_shape):
+            wanted, got = ("x".join(map(str, shape)) for shape in (item_shape, tuple(x.shape[2:])))
             raise UserError(
                 f"stream `{name}`: frames of {got}, but the encoder takes {wanted}; "
                 f"make data.streams.{name} and model.streams.{name} agree"

@@ -11,7 +11,7 @@ otherwise: this file is the one door, and imports them where it needs them.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -191,8 +191,11 @@ def _empty_seq2seq(public: Public) -> "Seq2Seq":
             "layer_drop": "layerdrop",
             "frontend_grad_scale": "feature_grad_mult",
         }
-        given = {ours: float(public.tuning[name]) for ours, name in fields.items() if name in public.tuning}
-        tuning = TuningConfig(**(dict.fromkeys(fields, 0.0) | {"frontend_grad_scale": 1.0} | given))
+        given: dict[str, Any] = {
+            ours: float(public.tuning[name]) for ours, name in fields.items() if name in public.tuning
+        }
+        none: dict[str, Any] = dict.fromkeys(fields, 0.0)
+        tuning = TuningConfig(**(none | {"frontend_grad_scale": 1.0} | given))
         encoder = _empty_encoder(public)
         config = Seq2SeqConfig(encoder=tuning, decoder=decoder_config(public), label_smoothing=public.smoothing)
         with torch.device("meta"):

@@ -69,6 +69,7 @@ class Machine:
             items, stack = stack, below.pop()
             return items
 
+        arg: Any  # of whatever kind the opcode has
         for opcode, arg, _ in pickletools.genops(program):
             name = opcode.name
             if name in _VALUES:

@@ -20,7 +20,7 @@ def check_shares(shares: Mapping[str, float], key: str) -> None:
         raise UserError(f"{key}: the shares must be positive and add up to 1, not {total:g}; change one")
 
 
-def check_named(shares: Mapping[str, float], modalities: Collection[str], key: str) -> None:
+def check_named(shares: Mapping[str, object], modalities: Collection[str], key: str) -> None:
     """Raise UserError if the table names a stream that the encoder does not have: it would never be dropped."""
     named = {name for subset in shares for name in subset.split("+")}
     if unknown := sorted(named - set(modalities)):

@@ -51,7 +51,7 @@ class Public:
         """Where its mask embedding stands in for a frame; the width of the embedding tells."""
         size = self.encoder["feature_extractor_audio.proj.weight"].shape[1]
         by_size = "input" if self.encoder["mask_emb"].shape == (size,) else "feature"
-        return by_size if by_size == "feature" else self.model.get("masking_type", by_size)
+        return "feature" if "feature" in (by_size, self.model.get("masking_type", by_size)) else "input"
 
     @property
     def units(self) -> dict[str, int]:
@@ -171,7 +171,7 @@ def _encoder_config(public: Public) -> AVEncoderConfig:
     weights, settings = public.encoder, public.model
     dim = len(weights["encoder.layer_norm.weight"])
     _, inner, kernel = weights["encoder.pos_conv.0.weight_v"].shape
-    found = {
+    found: dict[str, Any] = {
         "encoder_layers": _count(weights, r"encoder\.layers\.(\d+)\."),
         "encoder_embed_dim": dim,
         "encoder_ffn_embed_dim": len(weights["encoder.layers.0.fc1.weight"]),
@@ -194,10 +194,10 @@ def _encoder_config(public: Public) -> AVEncoderConfig:
         "blocks": _count(weights, rf"{re.escape(trunk)}1\.(\d+)\."),
         "activation": found["resnet_relu_type"],
     }
-    text = {}
+    text: dict[str, dict[str, Any]] = {}
     if public.system == "VATLM":
         text = {"text": {"frontend": "phones", "size": len(weights["phone_embed.weight"])}}
-    audio = {"frontend": "linear", "size": found["audio_feat_dim"]}
+    audio: dict[str, Any] = {"frontend": "linear", "size": found["audio_feat_dim"]}
     return AVEncoderConfig(
         streams={"audio": audio, "video": video} | text,
         fusion="concat" if found["modality_fuse"] == "concat" else "sum",

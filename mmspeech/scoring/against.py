@@ -176,7 +176,9 @@ def lines(one: Beside) -> list[list[str]]:
         shown = [f"{cell.value:.1f} [{cell.low:.1f}, {cell.high:.1f}]" if cell else "–" for cell in cells]
         out.append([system.label, *shown, *([f"{mean:.1f}" if mean is not None else "–"] if averaged else [])])
         if system.comparable:
-            pairs = [(cell and cell.value, one.theirs(column)) for cell, column in zip(cells, columns, strict=True)]
+            pairs: list[tuple[float | None, float | None]] = [
+                (cell.value if cell else None, one.theirs(column)) for cell, column in zip(cells, columns, strict=True)
+            ]
             pairs += [(mean, row.average)] if averaged else []
             out.append(["difference", *(_difference(ours, theirs, row.tolerance) for ours, theirs in pairs)])
     return out

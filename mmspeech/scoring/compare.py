@@ -150,7 +150,7 @@ def _check_noise(a: Decoded, b: Decoded) -> None:
     heard = [one for one in (a, b) if one.info.get("hears_noise", one.info.get("modality") not in table.LIPS)]
     noises = {(str(one.info.get("noise") or "clean"), one.info.get("noise_hash")) for one in heard}
     if len(noises) > 1:
-        there = [f"{one.info.get('noise') or 'clean'} {table.hash_mark(one.info.get('noise_hash'))}" for one in (a, b)]
+        there = [f"{one.info.get('noise') or 'clean'} {table.hash_mark(one.info.get('noise_hash'))}" for one in (a, b)]  # type: ignore[arg-type]
         raise UserError(
             f"{a.folder} and {b.folder}: decoded with different noise ({there[0].strip()}, {there[1].strip()}); "
             "decode both with the same frozen noise"

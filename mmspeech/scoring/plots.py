@@ -147,7 +147,7 @@ def scatter(x: Sequence[float], y: Sequence[float], colourings: Mapping[str, Seq
         np.atleast_1d(figure.subplots(1, len(colourings))), colourings.items(), strict=True
     ):
         names = [name for name, _ in Counter(groups).most_common()]
-        cycle = COLOURS if len(names) <= len(COLOURS) else matplotlib.colormaps["tab20"].colors
+        cycle = COLOURS if len(names) <= len(COLOURS) else matplotlib.colormaps["tab20"](range(20))
         for place, name in enumerate(names):
             inside = np.array([group == name for group in groups])
             label = name if place < LEGEND else None

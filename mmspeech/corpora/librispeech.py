@@ -15,7 +15,7 @@ import soundfile
 from lhotse import MonoCut
 
 from mmspeech.console import say
-from mmspeech.corpora.splits import Clip, check_places, supervise, write_splits
+from mmspeech.corpora.splits import Clip, check_places, not_there, supervise, write_splits
 from mmspeech.corpora.transcripts import clean, read_lines
 from mmspeech.errors import BadItem, UserError
 from mmspeech.files import Stage
@@ -77,8 +77,13 @@ def find_utterances(corpus: Path) -> tuple[list[Utterance], list[tuple[str, str]
     corpus = corpus / "LibriSpeech" if (corpus / "LibriSpeech").is_dir() else corpus
     parts = [part for part in PARTS if (corpus / part).is_dir()]
     if not parts:
-        found = "no part of it is there" if corpus.is_dir() else "no such folder"
-        raise UserError(f"{corpus}: expected LibriSpeech, but {found}. {ABOUT}")
+        raise not_there(
+            corpus,
+            "LibriSpeech",
+            "no part of it is there",
+            ABOUT,
+            lambda place: any((place / one).is_dir() for one in PARTS),
+        )
     say(f"{corpus}: {', '.join(parts)}")
     utterances: list[Utterance] = []
     left_out: list[tuple[str, str]] = []

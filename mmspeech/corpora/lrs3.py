@@ -20,7 +20,17 @@ from lhotse.supervision import AlignmentItem
 from mmspeech.console import say
 from mmspeech.corpora import alignments as align
 from mmspeech.corpora.segments import split_at_pauses, within
-from mmspeech.corpora.splits import Alignment, Clip, check_places, list_digest, pick, supervise, to_cut, write_splits
+from mmspeech.corpora.splits import (
+    Alignment,
+    Clip,
+    check_places,
+    list_digest,
+    not_there,
+    pick,
+    supervise,
+    to_cut,
+    write_splits,
+)
 from mmspeech.corpora.transcripts import clean, read_lines
 from mmspeech.errors import BadItem, UserError
 from mmspeech.files import Stage
@@ -124,8 +134,13 @@ def find_clips(corpus: Path) -> tuple[list[Clip], list[tuple[str, str]]]:
     """
     there = [folder for folder in FOLDERS if (corpus / folder).is_dir()]
     if not there:
-        found = "nothing of it is there" if corpus.is_dir() else "no such folder"
-        raise UserError(f"{corpus}: expected LRS3, but {found}. {ABOUT}")
+        raise not_there(
+            corpus,
+            "LRS3",
+            "nothing of it is there",
+            ABOUT,
+            lambda place: all((place / one).is_dir() for one in FOLDERS),
+        )
     if missing := [folder for folder in FOLDERS if folder not in there]:
         say(f"{corpus}: no {', no '.join(missing)}: going on with {', '.join(there)}")
     clips, left_out = [], []

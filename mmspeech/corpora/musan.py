@@ -19,7 +19,7 @@ from lhotse import MonoCut
 
 from mmspeech import media
 from mmspeech.console import say
-from mmspeech.corpora.splits import check_places, recording
+from mmspeech.corpora.splits import check_places, not_there, recording
 from mmspeech.data.cutfiles import writing_cuts
 from mmspeech.errors import BadItem, UserError
 from mmspeech.files import Rejects, Stage, parallel_map
@@ -138,8 +138,9 @@ def find_sounds(corpus: Path, seed: int) -> list[Sound]:
             name = "-".join(path.relative_to(corpus).with_suffix("").parts)
             sounds.append(Sound(kind, splits[owner(kind, path)], path, name))
     if not sounds:
-        found = "nothing of it is there" if corpus.is_dir() else "no such folder"
-        raise UserError(f"{corpus}: expected MUSAN, but {found}. {ABOUT}")
+        raise not_there(
+            corpus, "MUSAN", "nothing of it is there", ABOUT, lambda place: any(place.glob("noise/*/*.wav"))
+        )
     return sounds
 
 

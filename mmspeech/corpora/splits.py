@@ -53,6 +53,22 @@ AnyClip = TypeVar("AnyClip", bound=Clip)
 Read = Callable[[AnyClip, Path], list[MonoCut]]  # (clip, folder for the audio) -> its cuts; raises BadItem
 
 
+def not_there(corpus: Path, name: str, found: str, about: str, holds: Callable[[Path], bool]) -> UserError:
+    """The error for a folder that is not the corpus: names the right one, if that is one level off.
+
+    Args:
+        found: what is wrong with a folder that is there.
+        holds: whether a folder looks like the corpus.
+    """
+    if not corpus.is_dir():
+        return UserError(f"{corpus}: expected {name}, but no such folder. {about}")
+    near = [corpus.absolute().parent, *sorted(path for path in corpus.iterdir() if path.is_dir())]
+    right = next((path for path in near if holds(path)), None)
+    if right is not None:
+        return UserError(f"{corpus}: expected {name}, but {found}; {right} holds it: give that")
+    return UserError(f"{corpus}: expected {name}, but {found}. {about}")
+
+
 def check_places(corpus: Path, out: Path) -> None:
     """Raise UserError if OUT lies in the corpus: its files would become part of the input."""
     if out.absolute().is_relative_to(corpus.absolute()):

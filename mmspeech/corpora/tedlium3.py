@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from lhotse import MonoCut
 
-from mmspeech.corpora.splits import Clip, check_places, supervise, to_cut, write_splits
+from mmspeech.corpora.splits import Clip, check_places, not_there, supervise, to_cut, write_splits
 from mmspeech.corpora.transcripts import clean, read_lines
-from mmspeech.errors import BadItem, UserError
+from mmspeech.errors import BadItem
 from mmspeech.files import Stage
 from mmspeech.media import RATE_HZ
 
@@ -90,8 +90,13 @@ def find_talks(corpus: Path) -> tuple[list[Clip], list[tuple[str, str]]]:
             speaker, _, title = name.rpartition("_")
             talks.append(Clip(split=split, speaker=speaker or name, name=title, media=sound, transcript=text))
     if not talks:
-        found = "no talk with its .sph and .stm is there" if corpus.is_dir() else "no such folder"
-        raise UserError(f"{corpus}: expected TED-LIUM 3, but {found}. {ABOUT}")
+        raise not_there(
+            corpus,
+            "TED-LIUM 3",
+            "no talk with its .sph and .stm is there",
+            ABOUT,
+            lambda place: (place / "data/sph").is_dir(),
+        )
     return talks, left_out
 
 

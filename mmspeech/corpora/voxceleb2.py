@@ -18,7 +18,7 @@ from pathlib import Path
 from lhotse import MonoCut
 
 from mmspeech.console import say
-from mmspeech.corpora.splits import Clip, check_places, supervise, to_cut, write_splits
+from mmspeech.corpora.splits import Clip, check_places, not_there, supervise, to_cut, write_splits
 from mmspeech.corpora.transcripts import read_lines
 from mmspeech.errors import UserError
 from mmspeech.files import Stage
@@ -73,8 +73,7 @@ def find_clips(corpus: Path, wanted: set[str] | None, audio_only: bool) -> tuple
     """
     parts = [part for part in (corpus / "dev", corpus / "test", corpus) if (part / "aac").is_dir()]
     if not parts:
-        found = "no folder aac is there" if corpus.is_dir() else "no such folder"
-        raise UserError(f"{corpus}: expected VoxCeleb2, but {found}. {ABOUT}")
+        raise not_there(corpus, "VoxCeleb2", "no folder aac is there", ABOUT, lambda place: any(place.glob("*/aac")))
     blind = [part for part in parts if not audio_only and not (part / "mp4").is_dir()]
     if blind:
         raise UserError(

@@ -90,7 +90,9 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Recognizer:
     """
     file, weights = folder / "config.yaml", folder / "model.safetensors"
     if not file.exists() or not weights.exists():
-        raise UserError(f"{folder}: expected config.yaml and model.safetensors; give the folder of a fine-tuned model")
+        inside = (folder / "model" / "model.safetensors").exists()
+        advice = f"give {folder / 'model'}" if inside else "give the folder of a fine-tuned model"
+        raise UserError(f"{folder}: expected config.yaml and model.safetensors; {advice}")
     tree = configs.read(file)
     task = tree.get("task")
     if task not in TASKS or not isinstance(tree.get("vocab_size"), int):

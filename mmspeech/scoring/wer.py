@@ -92,7 +92,9 @@ def check_is_decoded(folder: Path) -> None:
     """Raise UserError if it is no decode folder."""
     for name in ("ref.jsonl", "hyp.jsonl", "decode.json"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name} in there; give a folder that `mmspeech decode` wrote")
+            inner = min(folder.glob(f"*/{name}"), default=None)
+            advice = f"give its folders, as {inner.parent}" if inner else "give a folder that `mmspeech decode` wrote"
+            raise UserError(f"{folder}: no {name} in there; {advice}")
 
 
 def summary(

@@ -1,31 +1,49 @@
 """Every YAML of the recipes loads, plans point at files that exist, and run.sh explains itself."""
 
+import itertools
 import math
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mmspeech import config as configs
 from mmspeech.cli import finetune, pretrain, sweep
 from mmspeech.data.noise import NoiseConfig
 from mmspeech.errors import UserError
 from mmspeech.plan import Plan, main, noisy
+from mmspeech.pretraining.avdata2vec import AVData2vecConfig
 
 ROOT = Path(__file__).parents[1]
-CONF = ROOT / "recipes" / "lrs3" / "conf" / "uhubert"
+LRS3 = ROOT / "recipes" / "lrs3" / "conf"
+CONF, DATA2VEC = LRS3 / "uhubert", LRS3 / "av-data2vec"
+SYSTEMS = sorted(folder.parent for folder in LRS3.glob("*/pretrain"))
 
 
-@pytest.mark.parametrize("file", sorted(CONF.glob("pretrain/*.yaml")), ids=lambda file: file.stem)
+def files(pattern):
+    """As parameters of a test: those of every system."""
+    found = [file for system in SYSTEMS for file in sorted(system.glob(pattern))]
+    return pytest.mark.parametrize("file", found, ids=lambda file: str(file.relative_to(LRS3).with_suffix("")))
+
+
+@files("pretrain/*.yaml")
 def test_pretraining_files_load(file):
-    """Keys and values fit; dropped streams are streams of the model."""
+    """Keys and values fit; dropped streams are streams of the model; a tri-stage schedule ends with the updates."""
     tree = configs.read(file)
     run = configs.build(tree, pretrain.RUNS[tree["system"]][0], file)
-    named = {name for subset in run.objective.modality_dropout for name in subset.split("+")}
+    objective, training = run.objective, run.training
+    tables = [objective.modality_dropout] if tree["system"] == "uhubert" else []
+    if tree["system"] == "av-data2vec":
+        tables = [objective.student.otherwise, objective.teacher.otherwise, objective.unmasked_weight]
+        assert run.data.units is None and (objective.top_k or 1) <= run.model.num_layers
+    named = {name for table in tables for subset in table for name in subset.split("+")}
     assert named <= set(run.model.streams) and set(run.data.streams) == set(run.model.streams)
+    if training.schedule == "tri_stage":
+        assert training.warmup_updates + training.hold_updates + training.decay_updates == training.updates
 
 
-@pytest.mark.parametrize("file", sorted(CONF.glob("finetune/*.yaml")), ids=lambda file: file.stem)
+@files("finetune/*.yaml")
 def test_finetuning_files_load(file):
     """Keys and values fit; a tri-stage schedule ends within the updates."""
     tree = configs.read(file)
@@ -36,16 +54,17 @@ def test_finetuning_files_load(file):
         assert stages <= run.training.updates
 
 
-@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
+@files("*.yaml")
 def test_plans_name_files_that_exist(file):
     plan = configs.load(file, Plan)
     for name in [*plan.pretrain, *plan.finetune]:
         assert (file.parent / name).is_file(), name
-    for name, clusters in zip(plan.pretrain, plan.clusters, strict=True):
-        assert configs.read(file.parent / name)["objective"]["num_units"] == clusters
+    if plan.clusters_units:
+        for name, clusters in zip(plan.pretrain, plan.clusters, strict=True):
+            assert configs.read(file.parent / name)["objective"]["num_units"] == clusters
 
 
-@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
+@files("*.yaml")
 def test_433_hours_of_labels_are_pretrain_and_trainval(file):
     """A recognizer is tuned on the hours in its name; LRS3's trainval has 30."""
     plan = configs.load(file, Plan)
@@ -53,13 +72,18 @@ def test_433_hours_of_labels_are_pretrain_and_trainval(file):
         assert labelled == ("pretrain+trainval" if "433h" in name else "trainval"), name
 
 
-def test_every_recognizer_of_the_papers_is_in_a_plan_or_a_row():
-    named = {name for file in CONF.glob("*.yaml") for name in configs.load(file, Plan).finetune}
-    named |= {name.removeprefix("../") for file in CONF.glob("rows/*.yaml") for name in configs.read(file)["finetune"]}
-    assert {f"finetune/{file.name}" for file in CONF.glob("finetune/*[0-9]h-*.yaml")} <= named
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
+def test_every_training_of_the_papers_is_in_a_plan_or_a_row(system):
+    """Fine-tunings named by hours of labels; of AV-data2vec every pre-training, too."""
+    plans = [configs.load(file, Plan) for file in system.glob("*.yaml")]
+    rows = [configs.read(file) for file in system.glob("rows/*.yaml")]
+    named = {name for plan in plans for name in [*plan.pretrain, *plan.finetune]}
+    named |= {name.removeprefix("../") for row in rows for name in [*row["pretrain"], *row["finetune"]]}
+    patterns = ["finetune/*[0-9]h-*.yaml", *(["pretrain/*.yaml"] if system == DATA2VEC else [])]
+    assert {str(file.relative_to(system)) for pattern in patterns for file in system.glob(pattern)} <= named
 
 
-@pytest.mark.parametrize("file", sorted(CONF.glob("*/*-24gb.yaml")), ids=lambda file: file.stem)
+@files("*/*-24gb.yaml")
 def test_a_variant_for_24_gb_makes_the_same_update_in_smaller_batches(file):
     """Nothing else differs, and the longest clip still fits into a batch: else an update would hold more seconds."""
     ours, base = configs.read(file), configs.read(file.with_name(file.name.replace("-24gb", "")))
@@ -80,6 +104,52 @@ def test_published_values_are_those_of_the_papers():
     assert (large.model.num_layers, large.model.dim, large.objective.unmasked_weight) == (24, 1024, 1.0)
     assert (large.data.batch_s, large.data.trim_s, large.training.updates) == (2560, 16, 600_000)
     assert (ours.training.updates, ours.training.clip_norm, ours.data.noise.probability) == (1_000_000, 1.0, 0.25)
+
+
+def test_published_values_of_av_data2vec_are_those_of_the_paper():
+    """Sec. 4.2: size, rate, seconds and updates of the four models; what they share; fine-tunings."""
+    stated = {
+        "base-433h": (12, 768, 3072, 12, 5e-4, 1280, 10**6),
+        "base-1759h": (12, 768, 3072, 12, 5e-4, 2560, 2 * 10**6),
+        "large-433h": (24, 1024, 4096, 16, 2e-4, 2560, 10**6),
+        "large-1759h": (24, 1024, 4096, 16, 2e-4, 2560, 2 * 10**6),
+    }
+    for name, values in stated.items():
+        run = configs.load(DATA2VEC / f"pretrain/{name}.yaml", pretrain.AVData2vecRun)
+        model, training = run.model, run.training
+        found = (model.num_layers, model.dim, model.ffn_dim, model.heads, training.lr, run.data.batch_s)
+        assert (*found, training.updates) == values and model.fusion == "sum"
+        assert run.objective == AVData2vecConfig()  # the paper's: test_avdata2vec.py looks at its schedules
+        assert (run.objective.mask.probability, run.objective.mask.length) == (0.5, 10)
+        assert run.data.max_batch_s >= min(run.data.max_s, run.data.trim_s or math.inf)  # the longest clip fits
+    tunings = {  # schedule, updates, warm-up, freeze
+        ("30h", "a"): ("tri_stage", 40_000, 10_000, 24_000),
+        ("433h", "a"): ("tri_stage", 60_000, 20_000, 48_000),
+        ("30h", "av"): ("tri_stage", 40_000, 10_000, 24_000),
+        ("433h", "av"): ("tri_stage", 60_000, 20_000, 48_000),
+        ("30h", "v"): ("cosine", 40_000, 2_000, 24_000),
+        ("433h", "v"): ("cosine", 120_000, 20_000, 48_000),
+    }
+    decoders = {"base": (6, 768, 3072, 4), "large": (9, 1024, 4096, 8)}
+    for ((hours, streams), values), (size, sizes) in itertools.product(tunings.items(), decoders.items()):
+        run = configs.load(DATA2VEC / f"finetune/{size}-{hours}-{streams}.yaml", finetune.Seq2SeqRun)
+        training, encoder, decoder = run.training, run.objective.encoder, run.objective.decoder
+        assert (training.schedule, training.updates, training.warmup_updates, encoder.freeze_updates) == values
+        assert (decoder.num_layers, decoder.dim, decoder.ffn_dim, decoder.heads) == sizes
+        assert training.lr == 1e-3 and not encoder.modality_dropout and run.data.noise.probability == 0
+        assert run.valid_streams == ["+".join(run.streams)]
+
+
+def test_ablations_of_av_data2vec_differ_from_their_base_in_one_setting():
+    """Student, teacher, EMA or K (Tables 3-5, Figure 3)."""
+    for file in sorted(DATA2VEC.glob("pretrain/ablation-*.yaml")):
+        own = yaml.safe_load(file.read_text())
+        assert own.keys() == {"base", "objective"} and len(own["objective"]) == 1, file.name
+        ours, base = (
+            configs.load(one, pretrain.AVData2vecRun).objective for one in (file, file.with_name(own["base"]))
+        )
+        (setting,) = own["objective"]
+        assert getattr(ours, setting) != getattr(base, setting), file.name
 
 
 def test_table_6_is_four_files_that_differ_in_modality_dropout_alone():

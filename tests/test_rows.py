@@ -1,5 +1,6 @@
 """Row files: the paper's figures as printed, files that exist and can be run, ours beside theirs, run.sh --row."""
 
+import functools
 import gzip
 import json
 import re
@@ -18,44 +19,77 @@ from mmspeech.errors import UserError
 from mmspeech.scoring import against, table, wer
 
 ROOT = Path(__file__).parents[1]
-CONF = ROOT / "recipes/lrs3/conf/uhubert"
-ROWS = sorted((CONF / "rows").glob("*.yaml"))
+LRS3 = ROOT / "recipes/lrs3/conf"
+CONF, DATA2VEC = LRS3 / "uhubert", LRS3 / "av-data2vec"
+ROWS = sorted(LRS3.glob("*/rows/*.yaml"))
 FIVE = (("av", "clean"), ("av", "babble:0"), ("a", "clean"), ("a", "babble:0"), ("v", "clean"))
 
 
-def test_every_row_of_the_paper_has_a_file():
-    """Tables 2-6 as far as they are ours or AV-HuBERT's, the points of Figure 4, both models of Table 1."""
-    tables = [plan.load_row(file).table for file in ROWS]
-    counts = {name: tables.count(name) for name in dict.fromkeys(tables)}
-    assert counts == {
-        "Figure 4": 8, "Table 1": 2, "Table 2": 12, "Table 3": 2, "Table 4": 7, "Table 5": 9, "Table 6": 12,
-    }  # fmt: skip
-    assert len({plan.load_row(file).title for file in ROWS}) == len(ROWS)
+TASKS = {"VSR": "v", "ASR": "a", "AVSR": "av"}
+
+load_row = functools.cache(plan.load_row)
 
 
-@pytest.mark.parametrize("file", ROWS, ids=lambda file: file.stem)
+@functools.cache
+def load_run(file):
+    """A pre-training or a fine-tuning."""
+    tree = configs.read(file)
+    return configs.build(
+        tree, (pretrain.RUNS if "system" in tree else finetune.RUNS)[tree.get("system", tree.get("task"))][0], file
+    )
+
+
+def rows_of(system):
+    return [file for file in ROWS if file.parts[-3] == system]
+
+
+def title(file):
+    return f"{file.parts[-3]}-{file.stem}"
+
+
+@pytest.mark.parametrize(
+    ("system", "expected"),
+    [
+        # Tables 2-6 as far as they are ours or AV-HuBERT's, the points of Figure 4, both models of Table 1.
+        ("uhubert", {
+            "Figure 4": 8, "Table 1": 2, "Table 2": 12, "Table 3": 2, "Table 4": 7, "Table 5": 9, "Table 6": 12,
+        }),
+        # Lines of Tables 1-6 times VSR, ASR and AVSR (Table 6: twice), A-data2vec of Figure 2, seven K of Figure 3.
+        ("av-data2vec", {
+            "Figure 2": 24, "Figure 3": 21, "Table 1": 12, "Table 2": 12, "Table 3": 18, "Table 4": 24, "Table 5": 18,
+            "Table 6": 66,
+        }),
+    ],
+)  # fmt: skip
+def test_every_row_of_the_paper_has_a_file(system, expected):
+    rows = [load_row(file) for file in rows_of(system)]
+    tables = [row.table for row in rows]
+    assert {name: tables.count(name) for name in dict.fromkeys(tables)} == expected
+    assert len({row.title for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("file", ROWS, ids=title)
 def test_a_row_names_files_that_load_and_fit_each_other(file):
     """The encoder's streams hold those that are tuned on; codebooks have the size that the pre-training predicts."""
-    row = plan.load_row(file)
-    for name, clusters in zip(row.pretrain, row.clusters, strict=True):
-        run = configs.load(file.parent / name, pretrain.UHubertRun)
-        assert run.objective.num_units == clusters, name
-    encoder = configs.load(file.parent / (row.encoder or row.pretrain[-1]), pretrain.UHubertRun)
+    row = load_row(file)
+    if row.clusters_units:
+        for name, clusters in zip(row.pretrain, row.clusters, strict=True):
+            assert load_run(file.parent / name).objective.num_units == clusters, name
+    encoder = load_run(file.parent / (row.encoder or row.pretrain[-1]))
     for name in row.finetune:
-        tree = configs.read(file.parent / name)
-        run = configs.build(tree, finetune.RUNS[tree["task"]][0], file)
+        run = load_run(file.parent / name)
         assert set(run.streams) <= set(encoder.model.streams)
         assert run.pretrained == bool(row.pretrain)
-        assert (row.metric == "bleu") == (tree.get("text", "transcript") != "transcript")
+        assert (row.metric == "bleu") == (run.text != "transcript")
         assert f"{row.hours:g}h" in Path(name).stem, name
         if row.labelled_corpus == "LRS3":
             assert row.labelled == [{30: "trainval", 433: "pretrain+trainval"}[row.hours]]
 
 
-@pytest.mark.parametrize("file", ROWS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", ROWS, ids=title)
 def test_printed_means_are_those_of_the_printed_figures(file):
     """A slip in a figure would show; the paper's own rounding leaves a tenth or so. Where one is a cross: no mean."""
-    row = plan.load_row(file)
+    row = load_row(file)
     figures = [row.paper[streams][noise] for streams, noise in FIVE if noise in row.paper.get(streams, {})]
     if row.average is not None:
         assert len(figures) == 5 and sum(figures) / 5 == pytest.approx(row.average, abs=0.13)
@@ -84,11 +118,92 @@ def test_figures_are_exactly_the_papers(shared, name, columns):
         elif printed and not line.strip():
             break
     ours = []
-    for row in (plan.load_row(file) for file in ROWS):
+    for row in map(load_row, rows_of("uhubert")):
         if row.table == name:
             figures = [row.paper[streams][noise] for streams, noise in FIVE if noise in row.paper.get(streams, {})]
             ours.append(figures + ([row.average] if row.average is not None else []))
     assert len(printed) == len(ours) and sorted(printed) == sorted(ours)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "words", "more"),
+    [
+        ("Table 1", "Table 1. Low", "{0}, {1}, {2}, {3}", [""]),
+        ("Table 2", "Table 2. High", "{0}, {1}, {2}, {4}", [""]),
+        ("Table 3", "Teacher modality scheduler", "p_AV {0}, p_V {1}, p_A {2}", [""]),
+        ("Table 4", "Student modality scheduler", "p_AV {0}, p_V {1}, p_A {2}", [""]),
+        ("Table 5", "EMA Scheduler\t", "tau_s {0}, tau_e {1}, tau_anneal {2}", [""]),
+        ("Table 6", "unlabeled\tConfiguration", "{0}, {1}, {2}, {3}", [", 30h", ", 433h"]),
+    ],
+)
+def test_settings_and_figures_are_exactly_those_of_av_data2vec(shared, name, start, words, more):
+    """Read from the text of the paper, line by line; of Tables 1 and 2 its own. A line printed twice is told apart."""
+    text = (shared / "papers/av-data2vec.txt").read_text(encoding="utf-8")
+    printed = []
+    for line in text[text.index(start) :].splitlines()[1:]:
+        cells = line.replace("→", " to ").split("\t")
+        own = name not in ("Table 1", "Table 2") or line.startswith("AV-data2vec")
+        if own and len(cells) > 3 and all(re.fullmatch(r"[\d.]+", cell) for cell in cells[-3:]):
+            columns = [f"{task}{hours}" for hours in more for task in TASKS]
+            figures = map(float, cells[-len(columns) :])
+            line_words = words.format(*cells)
+            printed += [(f"{line_words}; {task}", figure) for task, figure in zip(columns, figures, strict=True)]
+        elif printed and not line.strip():
+            break
+    ours = []
+    for row in map(load_row, rows_of("av-data2vec")):
+        if row.table == name:
+            ((figure,),) = (noises.values() for noises in row.paper.values())
+            ours.append((row.row.replace(" (again)", ""), figure))
+    assert printed and sorted(printed) == sorted(ours)
+
+
+def words_of(row, run):
+    """What a row of AV-data2vec with this pre-training is called in its table."""
+    objective, training = run.objective, run.training
+    size, parameters = {12: ("BASE", "103M"), 24: ("LARGE", "325M")}[run.model.num_layers]
+    labels, unlabelled = f"{row.hours:g}h", f"{row.unlabelled_hours:g}h"
+    if row.table in ("Table 1", "Table 2"):
+        return f"AV-data2vec, {unlabelled}, {labels}, {parameters}"
+    if row.table in ("Table 3", "Table 4"):
+        schedule = objective.teacher if row.table == "Table 3" else objective.student
+        begin, end = ({"video": 0.0} | schedule.shares(update, "audio+video") for update in (0, 150_000))
+        names = {"p_AV": "audio+video", "p_V": "video", "p_A": "audio"}
+        if row.table == "Table 3":
+            assert begin == end
+            return ", ".join(f"{name} {begin[subset]:g}" for name, subset in names.items())
+        return ", ".join(f"{name} {begin[subset]:g} to {end[subset]:g}" for name, subset in names.items())
+    if row.table == "Table 5":
+        ema = objective.ema
+        return f"tau_s {ema.start}, tau_e {ema.end:g}, tau_anneal {ema.anneal_updates // 1000}k"
+    if row.table == "Table 6":
+        return f"{unlabelled}, {run.data.batch_s:g}s, {training.lr:.0e}, {size}".replace("e-0", "e-")
+    if row.table == "Figure 2":
+        for schedule in (objective.student, objective.teacher):
+            assert schedule.shares(0, "all")["audio"] == schedule.shares(150_000, "all")["audio"] == 1
+        assert training.updates == 600_000  # Sec. 5.4
+        return f"A-data2vec, {size}, {unlabelled} unlabeled, {labels} labeled"
+    return f"K {objective.top_k or run.model.num_layers}"
+
+
+@pytest.mark.parametrize("file", rows_of("av-data2vec"), ids=title)
+def test_a_row_of_av_data2vec_runs_what_its_words_say(file):
+    """Corpora, schedules at both ends, EMA, batch, rate, size; tuned and tested on its task alone (Sec. 4.2)."""
+    row = load_row(file)
+    run, tuned = load_run(file.parent / row.pretrain[0]), load_run(file.parent / row.finetune[0])
+    words, _, task = row.row.partition("; ")
+    if "(again)" in words:  # printed as BASE; as LARGE it says what is run
+        words = words.replace("BASE (again)", "LARGE")
+    assert words == words_of(row, run)
+    task, _, hours = task.partition(", ")
+    assert hours == (f"{row.hours:g}h" if row.table == "Table 6" else "")
+    assert row.modality == TASKS[task] and set(row.paper) <= {row.modality}
+    assert tuned.streams == {"v": ["video"], "a": ["audio"], "av": ["audio", "video"]}[row.modality]
+    assert tuned.objective.decoder.dim == run.model.dim
+    assert [source.cuts for source in row.sources[1:]] == ["vox"] * (row.unlabelled_hours == 1759)
+    if row.table in ("Table 3", "Table 4", "Table 5", "Figure 3"):  # Sec. 5.5: the same but for the objective
+        common = load_run(DATA2VEC / "pretrain/ablation.yaml")
+        assert (run.model, run.data, run.training) == (common.model, common.data, common.training)
 
 
 def test_pnmi_is_exactly_the_papers(shared):
@@ -103,12 +218,16 @@ def test_pnmi_is_exactly_the_papers(shared):
 
 def test_rows_share_the_iterations_that_they_have_in_common():
     """Same folders for all rows of one pre-training; with and without modality dropout all but the last."""
-    folders = {file.stem: plan.folders(plan.load_row(file), file.parent) for file in ROWS}
+    folders = {file.stem: plan.folders(load_row(file), file.parent) for file in rows_of("uhubert")}
     assert folders["table2-drop-a"] == folders["table2-drop-v"] == folders["table5-drop-av"]
     drop, plain = folders["table2-drop-a"], folders["table2-plain-a"]
     assert drop[:4] == plain[:4] and drop[4] != plain[4] and len(set(drop)) == 5
     assert folders["table2-none-a"] == []
     assert not set(folders["table6-p100-a"]) & set(drop)
+    files = [*DATA2VEC.glob("rows/table[34]-*-v.yaml"), *DATA2VEC.glob("rows/table[12]-*.yaml")]
+    folders = {file.stem: plan.folders(load_row(file), file.parent) for file in files}
+    assert folders["table3-teacher-a-v"] == folders["table4-student-1-v"] != folders["table3-teacher-v-v"]
+    assert folders["table1-base-433h-v"] == folders["table2-base-433h-a"] != folders["table1-base-1759h-v"]
 
 
 def test_what_is_no_row_is_refused_with_the_reason(tmp_path):
@@ -240,16 +359,24 @@ def test_dry_run_of_a_tiny_model_says_sizes_and_memory_and_writes_nothing(tmp_pa
     assert "no folder with a pre-trained encoder; give one, or set `pretrained: false`" in capsys.readouterr().err
 
 
-def test_dry_run_of_the_papers_base_model(tmp_path, capsys):
+@pytest.mark.parametrize("row", ["uhubert/rows/table6-p50-25-25-a.yaml", "av-data2vec/rows/table1-base-433h-av.yaml"])
+def test_dry_run_of_the_papers_base_model(tmp_path, capsys, row):
     """AV-HuBERT BASE has 103 M parameters (Shi et al. 2022a, Sec. 4.1); then its fine-tuning, of the row's files."""
-    row = plan.load_row(CONF / "rows/table6-p50-25-25-a.yaml")
-    place = CONF / "rows"
+    place, row = (LRS3 / row).parent, plan.load_row(LRS3 / row)
     assert command("pretrain", place / row.pretrain[-1], tmp_path / "exp", "--dry-run") == 0
     said = capsys.readouterr().err
     assert 100 < float(re.search(r"encoder (\d+\.\d+)", said)[1]) < 106
     settings = ["--encoder", place / row.pretrain[-1], "--dry-run"]
     assert command("finetune", place / row.finetune[0], tmp_path / "exp", *settings) == 0
     assert "one update on an invented clip" in capsys.readouterr().err
+
+
+def test_dry_run_of_av_data2vec_large(tmp_path, capsys):
+    """325 M parameters (Table 1), and as many in the teacher."""
+    assert command("pretrain", DATA2VEC / "pretrain/large-433h.yaml", tmp_path / "exp", "--dry-run") == 0
+    said = capsys.readouterr().err
+    sizes = [float(re.search(rf"{part} (\d+\.\d+)", said)[1]) for part in ("encoder", "teacher")]
+    assert 315 < sizes[0] == sizes[1] < 330
 
 
 def test_a_row_is_run_in_folders_that_others_share(recipe, tmp_path):  # noqa: F811
@@ -273,6 +400,21 @@ def test_a_row_is_run_in_folders_that_others_share(recipe, tmp_path):  # noqa: F
     assert done.returncode == 2 and "a row is a plan of its own" in done.stderr
     done = recipe(*words, CONF / "rows/table3-drop-a.yaml")
     assert done.returncode == 2 and "recipes/librispeech/run.sh" in done.stderr
+
+
+def test_a_row_of_av_data2vec_is_one_pretraining_without_units(recipe, tmp_path):  # noqa: F811
+    """On the cuts of both corpora themselves; tuned on 30 h of lips, tested with them."""
+    exp, row = tmp_path / "exp", DATA2VEC / "rows/table1-base-1759h-v.yaml"
+    write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    done = recipe("--corpus", "lrs3", "--data", "d", "--vox", "v", "--row", row, "--stage", 3)
+    assert done.returncode == 0, done.stderr
+    train, tune, decode, *_ = done.stdout.splitlines()
+    (folder,) = plan.folders(load_row(row), row.parent)
+    own = ",".join(f"'{exp}/mouth/cuts_{name}.jsonl.gz'" for name in ("pretrain", "trainval"))
+    assert f"{DATA2VEC}/rows/../pretrain/base-1759h.yaml {exp}/{folder} " in train and "data.units" not in train
+    assert f"data.sources=[{{cuts: [{own}]}}, {{cuts: ['{exp}/vox/mouth/cuts_pretrain.jsonl.gz']}}, ]" in train
+    assert f"--encoder {exp}/{folder}/encoder --set data.cuts=['{exp}/mouth/cuts_trainval.jsonl.gz']" in tune
+    assert "--modality v --noise clean" in decode and "--set beam=50" in decode
 
 
 def test_a_dry_run_of_the_recipe_takes_each_file_once_and_needs_no_corpus(recipe):  # noqa: F811

@@ -187,6 +187,36 @@ def test_a_command_line_that_does_not_parse_is_one_line_too(fails, line, said):
     assert said in fails(line)
 
 
+@pytest.mark.parametrize(
+    ("corpus", "inside"),
+    [
+        ("lrs3", ["pretrain", "trainval", "test"]),
+        ("musan", ["noise/free"]),
+        ("librispeech", ["dev-clean"]),
+        ("voxceleb2", ["dev/aac"]),
+        ("tedlium3", ["data/sph"]),
+    ],
+)
+def test_a_corpus_one_folder_off_is_named(fails, tmp_path, corpus, inside):
+    """The folder above the right one, and one of its own."""
+    for folder in inside:
+        (tmp_path / "above/right" / folder).mkdir(parents=True)
+    (tmp_path / "above/right/noise").mkdir(exist_ok=True)
+    if corpus == "musan":
+        (tmp_path / "above/right/noise/free/a.wav").write_bytes(b"")
+    for given in ("above", "above/right/noise/"):
+        said = fails("prepare  {corpus}  {given}  {out}", corpus=corpus, given=tmp_path / given)
+        assert f"{tmp_path / 'above/right'} holds it: give that" in said
+
+
+def test_a_folder_one_level_off_is_named(fails, world, tmp_path):
+    """The experiment for its model, all decoded sets for one of them."""
+    said = fails("decode  {exp}  {cuts}  {out}", exp=world.folder / "finetune")
+    assert f"give {world.folder / 'finetune/model'}" in said
+    assert command("decode", world.model, world.cuts, tmp_path / "all", "--modality", "a", "--workers", 0) == 0
+    assert f"give its folders, as {tmp_path / 'all/cuts-a-clean'}" in fails("score  wer  {all}", all=tmp_path / "all")
+
+
 def test_encoder_of_another_size_is_named_with_both_shapes(fails, world, tmp_path):
     """As a start of pre-training, and where weights and config.yaml of one folder do not belong together."""
     said = fails("pretrain  {pretrain}  {out}  --set  init={encoder}  --set  model.dim=32")

@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """A training whose gradients stay without a finite value; another setting may train."""
+    """A training that leads nowhere: no finite gradients, or all outputs alike; another setting may train."""
 
 
 class BadItem(Exception):

@@ -217,7 +217,9 @@ def replace_folder(new: Path, place: Path) -> None:
     """Put the folder `new` where `place` is; the old one is moved away first and removed last."""
     place.parent.mkdir(parents=True, exist_ok=True)
     old = place.with_name(f".{os.getpid()}.old.{place.name}")
-    if place.exists():
+    if place.is_symlink():
+        place.unlink()
+    elif place.exists():
         os.replace(place, old)
     os.replace(new, place)
     shutil.rmtree(old, ignore_errors=True)

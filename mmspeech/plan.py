@@ -23,6 +23,8 @@ from mmspeech import config as configs
 from mmspeech.errors import UserError
 from mmspeech.plan_sources import COMPLETE, PlanSource, check_sources, extra_lines, source_lines
 
+SWEEP_NOISE = "clean,babble:0"  # what a sweep is selected under, unless it says so
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -116,7 +118,11 @@ def describe_hours(corpus: str, labelled: str, hours: float | None, unlabelled_h
 def load(file: Path) -> Plan:
     """The plan in a file, a Row if it names a table. Raises UserError."""
     tree = configs.read(file)
-    return configs.build(tree, Row if "table" in tree else Plan, file)
+    plan = configs.build(tree, Row if "table" in tree else Plan, file)
+    first = file.parent / plan.pretrain[0] if plan.pretrain and not plan.clusters_units else None
+    if first and first.exists() and configs.read(first).get("system") == "uhubert":
+        raise UserError(f"{file}: `units` and `clusters` are missing; u-HuBERT predicts units: add them")
+    return plan
 
 
 def load_row(file: Path) -> Row:
@@ -164,10 +170,12 @@ def texts(files: Iterable[Path]) -> list[str]:
 
 def sweeps(files: Iterable[Path]) -> list[str]:
     """`FILE<tab>clean,babble:0`: fine-tunings that are sweeps (cli/sweep.py), and the noises they are selected in."""
-    trees = {file: configs.read(file) for file in files}
-    return [
-        f"{file}\t{tree['sweep'].get('noise', 'clean,babble:0')}" for file, tree in trees.items() if "sweep" in tree
-    ]
+    found = []
+    for file in files:
+        swept = configs.read(file).get("sweep")
+        if isinstance(swept, dict):  # other mistakes are told where it is read
+            found.append(f"{file}\t{swept.get('noise', SWEEP_NOISE)}")
+    return found
 
 
 def main() -> None:

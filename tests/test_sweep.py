@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from cuts import FINETUNE, PRETRAIN, command, write_cuts, write_run
+from training_toys import on_ranks
 
-from mmspeech.cli import sweep
+from mmspeech.cli import finetune, sweep
 from mmspeech.plan import sweeps
 
 GRID = {"training.lr": [0.01, 0.02], "objective.encoder.freeze_updates": [0, 5]}
@@ -47,7 +48,7 @@ def test_the_best_on_validation_data_is_kept(encoder, tmp_path, capsys):
     tried = json.loads((tmp_path / "exp/sweep.json").read_text())
     assert [one["name"] for one in tried] == NAMES
     for one in tried:
-        assert set(one["rates"]) == {"av clean", "a clean", "v clean"}
+        assert set(one["rates"]) == {"av-clean", "a-clean", "v-clean"}
         assert one["mean"] == pytest.approx(sum(one["rates"].values()) / 3)
         begun = json.loads((tmp_path / "exp" / one["name"] / "run.json").read_text())["settings"]
         lr, frozen = begun["training"]["lr"], begun["objective"]["encoder"]["freeze_updates"]
@@ -71,7 +72,13 @@ def test_a_combination_that_diverges_is_set_aside(encoder, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "lr=1e+30: set aside, update" in said and "not finite" in said
     tried = json.loads((tmp_path / "exp/sweep.json").read_text())
-    assert tried[0]["rates"] == {} and (tmp_path / "exp/model").resolve().parent.name == "lr=0.01"
+    assert (
+        tried[0]["rates"] == {}
+        and tried[0]["mean"] is None
+        and (tmp_path / "exp/model").resolve().parent.name == "lr=0.01"
+    )
+    assert command("finetune", conf, tmp_path / "exp", "--encoder", encoder[0]) == 0
+    assert "lr=1e+30: set aside before, update" in capsys.readouterr().err
     conf = write(tmp_path, encoder[1] | tuned, grid={"training.lr": [1e30]}, modality="a", noise="clean")
     assert command("finetune", conf, tmp_path / "none", "--encoder", encoder[0]) == 2
     assert "none of 1 combinations gave a model" in capsys.readouterr().err
@@ -85,11 +92,21 @@ def test_a_combination_that_diverges_is_set_aside(encoder, tmp_path, capsys):
             [],
             "`training.lrr` is not a setting of TrainingConfig",
         ),
-        ({"grid": {}}, [], "sweep.yaml: grid: has nothing to vary"),
+        ({"grid": {}}, [], "sweep.yaml: sweep.grid: has nothing to vary"),
         ({"grid": GRID}, ["--set", "training.lr=1"], "--set training.lr=1: is swept in"),
-        ({"grid": GRID, "noise": "babble:0"}, [], "give frozen noise of the validation cuts with --noise-sets"),
+        (
+            {"grid": {"training": [{"updates": 3}]}},
+            ["--set", "training.updates=2"],
+            "--set training.updates=2: is swept in",
+        ),
+        ({"grid": GRID, "noise": "clean,babble:0"}, [], "babble_0dB.jsonl; freeze it for the validation cuts"),
+        ({"grid": GRID, "noise": "clean, babble:0"}, [], "--noise  babble:0: expected CATEGORY:DECIBELS"),
+        ({"grid": GRID, "noise": "clean,babble:0"}, ["--noise-sets", "."], "and . has no babble_0dB"),
+        ({"grid": GRID, "search": ["beem=3"]}, [], "`beem` is not a setting of BeamConfig; did you mean `beam`?"),
+        ({"grid": GRID, "modality": "av,x"}, [], "sweep.modality x: the model knows audio, video"),
+        ({"grid": {"training.lr": 0.1}}, [], "`sweep.grid.training.lr` is 0.1; expected"),
         ({"grid": GRID}, ["--set", "data.valid_cuts=[]"], "data.valid_cuts: 0 files; a sweep is selected on one"),
-        ({"gird": GRID}, [], "`gird` is not a setting of Sweep; did you mean `grid`?"),
+        ({"gird": GRID}, [], "`sweep.gird` is not a setting of Sweep; did you mean `grid`?"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(encoder, tmp_path, capsys, swept, more, message):
@@ -97,6 +114,37 @@ def test_mistakes_are_told_before_anything_is_trained(encoder, tmp_path, capsys,
     assert command("finetune", conf, tmp_path / "exp", "--encoder", encoder[0], *more) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_model_that_is_no_link_is_not_replaced(encoder, tmp_path, capsys):
+    """Told at once: a plain run's model lies there."""
+    conf = write(tmp_path, encoder[1], grid=GRID, noise="clean")
+    (tmp_path / "exp/model").mkdir(parents=True)
+    assert command("finetune", conf, tmp_path / "exp", "--encoder", encoder[0]) == 2
+    assert "is of a run without `sweep`" in capsys.readouterr().err and not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_other_conditions_make_another_choice(encoder, tmp_path):
+    """The mean is over what the file asks for now, not over all that was ever decoded."""
+    for modality in ("a", "v"):
+        conf = write(tmp_path, encoder[1], grid={"training.lr": [0.01]}, modality=modality, noise="clean")
+        assert command("finetune", conf, tmp_path / "exp", "--encoder", encoder[0]) == 0
+        (tried,) = json.loads((tmp_path / "exp/sweep.json").read_text())
+        assert list(tried["rates"]) == [f"{modality}-clean"]
+
+
+def two_ranks(conf: str, exp: str, encoder: str) -> None:
+    finetune.run(Path(conf), Path(exp), Path(encoder))
+
+
+def test_a_sweep_on_two_ranks_goes_to_its_end_and_does_nothing_the_second_time(encoder, tmp_path):
+    """Models are decoded when they are written; the first rank alone links and reports."""
+    conf = write(tmp_path, encoder[1], grid={"training.lr": [0.01, 0.02]}, modality="a", noise="clean")
+    for said in ("the best of 2", "model: current, nothing to do"):
+        for rank, done in enumerate(on_ranks(2, "test_sweep:two_ranks", conf, tmp_path / "exp", encoder[0])):
+            assert done.returncode == 0, done.stderr
+            assert (said in done.stderr) or rank > 0
+    assert len(json.loads((tmp_path / "exp/sweep.json").read_text())) == 2 and (tmp_path / "exp/model").is_symlink()
 
 
 def test_the_recipe_hears_which_files_are_sweeps(tmp_path):

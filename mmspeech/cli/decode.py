@@ -59,7 +59,7 @@ def run(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")] = None,
     label: Annotated[str, typer.Option(help="Name of the system in tables; by default the model's folder.")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Stop, and write nothing, if a cut cannot be read.")] = False,
-) -> None:
+) -> list[Path]:
     """Decode cuts under every combination of streams and noise.
 
     OUT/SET-STREAMS-NOISE/ receives hyp.jsonl, ref.jsonl, decode.json, and rejected.jsonl with the cuts that could not
@@ -86,7 +86,9 @@ def run(
             raise UserError("--all: stands for all streams and noises; leave out --modality and --noise, or --all")
         modality, noise = all_conditions(loaded, noise_sets)
     wanted = list(conditions(loaded, modality or "av", noise or "clean", cuts, noise_sets))
+    folders: list[Path] = []  # the call from Python wants to know
     for condition in possible(wanted, loaded, cuts):
+        folders += [out / (condition.name + one.suffix) for one in searches]
         inputs = [model, cuts, *([condition.noise_file] if condition.noise_file else [])]
         stages = list(due(searches, condition, inputs, out, label, strict))
         if not stages:
@@ -112,6 +114,7 @@ def run(
             if bad:
                 reasons = stage.output / "rejected.jsonl"
                 say(f"{stage.output}: {len(bad)} cut(s) set aside and in no error rate; reasons in {reasons}")
+    return folders
 
 
 class Search(NamedTuple):

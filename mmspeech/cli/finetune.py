@@ -96,7 +96,7 @@ def run(
     its output current it does nothing.
 
     If CONF has `sweep:`, every combination of its values is tuned, in EXP/NAME, and decoded on the validation cuts;
-    EXP/model is a link to the one with the lowest mean over streams and noises, EXP/sweep.json has all figures.
+    EXP/model is a link to the one with the best mean over streams and noises, EXP/sweep.json has all figures.
 
     --dry-run tells sizes and memory of a configuration without any corpus.
 
@@ -104,10 +104,13 @@ def run(
     --set "data.cuts=[exp/mouth/cuts_trainval.jsonl.gz]" --set "data.valid_cuts=[exp/mouth/cuts_valid.jsonl.gz]"
     """
     sets = list(overrides or [])
-    if "sweep" in configs.read(conf) and not dry_run:
-        sweep.run(conf, sets, exp, noise_sets, lambda more: read(conf, encoder, [*sets, *more]), tune)
-        return
-    if noise_sets is not None:
+    if sweeps := "sweep" in configs.read(conf):
+        if not dry_run:
+            sweep.run(conf, sets, exp, noise_sets, lambda more: read(conf, encoder, [*sets, *more]), tune)
+            return
+    elif named := next((one for one in sets if one.startswith("sweep")), None):
+        raise UserError(f"--set {named}: {conf} has no `sweep:`; write one into a file")
+    if noise_sets is not None and not sweeps:
         raise UserError(f"--noise-sets: is for a CONF with `sweep:`, {conf} has none; leave it out")
     config = read(conf, encoder, sets)
     if dry_run:

@@ -30,6 +30,11 @@ class PretrainRun:
     training: TrainingConfig
     init: Path | None = None  # folder of an encoder to start from; else from random weights
 
+    @property
+    def num_units(self) -> int:
+        """Size of the codebook that is predicted; 0: none is."""
+        return 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class UHubertRun(PretrainRun):
@@ -37,6 +42,10 @@ class UHubertRun(PretrainRun):
 
     system: Literal["uhubert"]
     objective: UHubertConfig
+
+    @property
+    def num_units(self) -> int:
+        return self.objective.num_units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +82,11 @@ def run(
     """
     config = read(conf, overrides or [], dry_run=dry_run)
     objective_class = RUNS[config.system][1]
-    num_units = getattr(config.objective, "num_units", 0)
     if dry_run:
         device = dist.start()
         encoder = AVEncoder(config.model, inputs=config.data.streams)
         objective = objective_class(encoder, config.objective, seed=config.seed)
-        batch = dry.invented(encoder, config.data.streams, num_units=num_units)
+        batch = dry.invented(encoder, config.data.streams, num_units=config.num_units)
         dry.one_update(objective, batch, config.training, device)
         return
     inputs = [*config.data.files(), *([config.init] if config.init else [])]
@@ -100,7 +108,7 @@ def run(
     seen = {*stream.streams(), *before.get("trained_on", before.get("inputs") or ())}
     encoder.trained_on = [name for name in config.data.streams if name in seen]
     validation = validation_batches(config.data, watching) if config.data.valid_cuts else None
-    size = sum(parameter.numel() for parameter in objective.parameters())
+    size = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
     say(f"{exp}: {size / 1e6:.1f} M parameters, {stream.seconds:.0f} s x {stream.batches_per_update} per update")
     trainer.run(objective, stream, config.training, exp, validation=validation, device=device)
     weights = checkpoint.whole_weights(encoder)
@@ -118,10 +126,9 @@ def read(conf: Path, overrides: list[str], *, dry_run: bool) -> UHubertRun | AVD
     if not isinstance(system, str) or system not in RUNS:
         raise UserError(f"{conf}: `system` is {system!r}; expected one of {', '.join(RUNS)}")
     config: UHubertRun | AVData2vecRun = configs.build(tree, RUNS[system][0], conf)  # type: ignore[arg-type]
-    num_units = getattr(config.objective, "num_units", 0)
-    if num_units and not config.data.units and not dry_run:
+    if config.num_units and not config.data.units and not dry_run:
         raise UserError(f"{conf}: `data.units` names no units to predict; e.g. --set data.units=mfcc")
-    if config.data.units and not num_units:
+    if config.data.units and not config.num_units:
         raise UserError(f"{conf}: `data.units` is {config.data.units}, but {system} predicts no units; leave it out")
     if unknown := sorted(config.data.streams.keys() - config.model.streams.keys()):
         raise UserError(

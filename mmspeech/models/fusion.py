@@ -11,7 +11,7 @@ class Fusion(nn.Module):
     """Join the modalities of each frame into one vector; absent and dropped ones count as zero vectors.
 
     `concat` lays the M vectors side by side and projects them to D (u-HuBERT Sec. 4.1, VATLM Sec. III-B);
-    `sum` adds them (AV-data2vec Eq. 1).
+    `sum` adds them (AV-data2vec Eq. 1, which has no norm; ours stays, as in the public code's `add`).
     """
 
     def __init__(self, modalities: Sequence[str], dim: int, how: Literal["concat", "sum"]) -> None:

@@ -52,7 +52,11 @@ class ModalitySchedule:
     def shares(self, update: int, everything: str) -> dict[str, float]:
         """Subset -> probability after so many finished updates; `everything`: all streams, as in `audio+video`."""
         together = self._at(self.all, update)
-        return {everything: together} | {name: (1 - together) * p for name, p in self.conditional(update).items()}
+        found = {everything: together}
+        for name, share in self.conditional(update).items():
+            name = everything if set(name.split("+")) == set(everything.split("+")) else name
+            found[name] = found.get(name, 0.0) + (1 - together) * share
+        return found
 
     def conditional(self, update: int) -> dict[str, float]:
         """Subset -> its probability, given that not all streams are kept."""

@@ -8,6 +8,8 @@ No units, no clustering. What the paper leaves open, or says in two ways, is a s
 
 The teacher is in evaluation mode: no dropout, no dropped blocks, batch norm by its own running statistics. Those are
 floating-point buffers and are averaged like weights, so that they belong to the averaged weights; counters are copied.
+
+Validation draws streams as at the end of the schedules, whatever the update: its figures compare over time.
 """
 
 import copy
@@ -68,6 +70,7 @@ class AVData2vecConfig:
     masked_weight: float = 1.0  # alpha of Eq. 2
     # beta of Eq. 2 for items of which the student keeps just this; 0 for all others. (The prose of Sec. 3.3 says that
     # with sound in the input unmasked frames are predicted; the equation's setting, and the rest of it, masked ones.)
+    # Of a cut without sound the teacher sees lips, too, and what one sees is easily predicted: better 0 for such cuts.
     unmasked_weight: dict[str, float] = field(default_factory=lambda: {"video": 1.0})
     # not stated: Eq. 2 compares the encoder's output itself with the target; data2vec has a linear layer between.
     head: Literal["linear", "none"] = "linear"
@@ -106,6 +109,10 @@ class AVData2vec(nn.Module):
         self.scale = encoder.dim**-0.5 if config.loss_scale is None else config.loss_scale
         self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
         self.head = nn.Linear(encoder.dim, encoder.dim) if config.head == "linear" else nn.Identity()
+        for name in encoder.modalities:
+            if not any(name in subset.split("+") for subset in self._ever_kept(config.student)):
+                # Nothing reaches this front-end, and weight decay alone would wear it down over the updates.
+                encoder.frontends[name].requires_grad_(False)
         self.teacher = copy.deepcopy(encoder).requires_grad_(False).eval()
         self.told = False  # that it has collapsed
 
@@ -114,6 +121,11 @@ class AVData2vec(nn.Module):
         super().train(mode)
         self.teacher.eval()
         return self
+
+    def _ever_kept(self, schedule: ModalitySchedule) -> list[str]:
+        ends = [schedule.shares(update, self.everything) for update in (0, schedule.anneal_updates)]
+        middle = [schedule.shares(schedule.anneal_updates // 2, self.everything)]
+        return [subset for shares in (*ends, *middle) for subset, share in shares.items() if share > 0]
 
     def draw(self, batch: Batch, update: int) -> Batch:
         """Choose both subsets of streams, the mask and the frames to predict; on the host.
@@ -124,8 +136,12 @@ class AVData2vec(nn.Module):
         """
         config = self.config
         size = next(iter(batch.streams.values())).shape[1]
-        seen = draw_presence(batch, config.teacher.shares(update, self.everything), self.seed, purpose="teacher")
-        batch.present = draw_presence(batch, config.student.shares(update, self.everything), self.seed)
+        student, teacher = (
+            schedule.shares(update if self.training else schedule.anneal_updates, self.everything)
+            for schedule in (config.student, config.teacher)
+        )
+        seen = draw_presence(batch, teacher, self.seed, purpose="teacher")
+        batch.present = draw_presence(batch, student, self.seed)
         batch.teacher_present = seen
         frames, taught = (
             np.max([(batch.lengths[name] * present[name]).numpy() for name in batch.streams], axis=0)
@@ -138,11 +154,11 @@ class AVData2vec(nn.Module):
         share = config.mask.probability * (config.mask.length if config.mask_reading == "starts" else 1)
         masked = draw_spans(keys, frames, size, probability=share, length=config.mask.length)
         valid = np.arange(size)[None, :] < np.minimum(frames, taught)[:, None]  # (N, T) with an input and a target
-        kept = [
-            frozenset(name for name in batch.streams if batch.present[name][row] and batch.lengths[name][row])
-            for row in range(len(batch))
-        ]
-        betas = np.array([self.unmasked_weight.get(subset, 0.0) for subset in kept], dtype=np.float32)  # (N,)
+        names = list(batch.streams)
+        kept = np.stack([(batch.present[name] & (batch.lengths[name] > 0)).numpy() for name in names], axis=1)  # (N, M)
+        betas = np.zeros(len(batch), dtype=np.float32)
+        for subset, beta in self.unmasked_weight.items():
+            betas[(kept == [name in subset for name in names]).all(1)] = beta
         hidden, seen_frames = np.flatnonzero(masked & valid), np.flatnonzero(~masked & valid & (betas > 0)[:, None])
         batch.drawn["mask/fused"] = torch.from_numpy(masked)
         batch.drawn["predicted/masked"] = torch.from_numpy(hidden)
@@ -171,7 +187,7 @@ class AVData2vec(nn.Module):
                 "masked": (masked.sum() + idle, self.config.masked_weight),
                 "unmasked": ((unmasked * batch.drawn["weight/unmasked"]).sum(), 1.0),
             },
-            logs={"std/target": (spread(wanted), 1.0), "std/prediction": (spread(predicted.detach()), 1.0)},
+            logs={"std/target": spread(wanted), "std/prediction": spread(predicted.detach())},
         )
 
     @torch.no_grad()
@@ -180,7 +196,9 @@ class AVData2vec(nn.Module):
         encoded = self.teacher.encode(
             batch.streams, batch.lengths, batch.teacher_present, feed_forward=self.target_blocks
         )
-        total = torch.stack([one.float() for one in encoded.feed_forward]).sum(0)
+        total = encoded.feed_forward[0].float()
+        for one in encoded.feed_forward[1:]:
+            total = total + one
         return instance_norm(total, valid_frames(encoded.lengths, total.shape[1]))
 
     @torch.no_grad()
@@ -208,7 +226,9 @@ class AVData2vec(nn.Module):
             if found < least and update > config.watch_after and not self.told:
                 self.told = True
                 reason = f"update {update}: std/{name} is {found:.3g}, expected at least {least:g}; all frames look "
-                reason += "alike: begin anew with a lower training.lr or objective.ema.end"
+                reason += (
+                    "alike: begin anew with a lower training.lr, a longer warm-up, or a higher objective.ema.start"
+                )
                 if config.stop_on_collapse:
                     raise Diverged(reason)
                 return f"warning: {reason}"
@@ -223,6 +243,8 @@ def instance_norm(x: Tensor, valid: Tensor) -> Tensor:
     return centred * (centred.square().sum(1, keepdim=True) / count + 1e-5).rsqrt()
 
 
-def spread(x: Tensor) -> Tensor:
-    """Mean over channels of the standard deviation over frames, (P, D) -> (); of no frame 0."""
-    return (x.var(0, correction=0) + 1e-6).sqrt().mean() if len(x) else x.new_zeros(())
+def spread(x: Tensor) -> tuple[Tensor, float]:
+    """Mean over channels of the standard deviation over frames, (P, D), times P; and P. Of one frame or none 0, 0."""
+    if len(x) < 2:
+        return x.new_zeros(()), 0.0
+    return (x.var(0, correction=0) + 1e-6).sqrt().mean() * len(x), float(len(x))

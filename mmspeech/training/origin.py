@@ -15,6 +15,7 @@ from mmspeech.training import checkpoint
 MAY_CHANGE = {
     "data.max_batch_s", "data.workers", "training.updates", "training.validate_every", "training.checkpoint_every",
     "training.log_every", "training.keep_last", "training.average_last", "training.use", "training.select",
+    "objective.stop_on_collapse", "objective.watch_after", "objective.min_target_std", "objective.min_prediction_std",
     "training.max_nonfinite", "training.parallel", "training.unused_parameters",
 }  # fmt: skip
 

@@ -53,7 +53,7 @@ def validate(
     """Figures by name: "loss" (weighted), "loss/PART", and each log of the objective as a ratio.
 
     The model is in evaluation mode meanwhile. Draws are those of update 0 at every validation, so that figures of
-    different times compare.
+    different times compare (an objective in evaluation mode may put a later one in its place).
 
     Args:
         model: without DDP around it; FSDP2's sharded modules run in step on all ranks.

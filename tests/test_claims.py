@@ -50,7 +50,7 @@ def test_a_verdict_follows_from_the_interval_alone():
 
 @pytest.mark.parametrize(
     ("system", "names"),
-    [("uhubert", ["a", "b", "b-fused", "c", "d", "d-fused", "e", "f", "g"]), ("av-data2vec", list("abcdef"))],
+    [("uhubert", ["a", "b", "b-free", "b-fused", "c", "d", "d-fused", "e", "f", "g"]), ("av-data2vec", list("abcdef"))],
 )
 def test_every_figure_of_the_file_has_its_training(system, names):
     """Names, configurations and plans that claims.yaml speaks of are there; nothing is trained for nothing."""

@@ -146,6 +146,8 @@ class LiteralUHubert(nn.Module):
         x = objective.project(x).flatten(0, 1)  # (N * T, 256)
         config, parts = objective.config, {}
         for part, weight in (("masked", config.masked_weight), ("unmasked", config.unmasked_weight)):
+            if f"predicted/{part}" not in batch.drawn:  # BASE predicts masked frames alone
+                continue
             places = batch.drawn[f"predicted/{part}"]
             hidden, codebook = x[places].float()[:, None], objective.codebook.float()[None]
             logits = F.cosine_similarity(hidden, codebook, dim=-1) / config.temperature  # by way of (P, K, 256)

@@ -71,6 +71,18 @@ def test_each_recognizer_is_tuned_on_the_labels_its_plan_gives_it(recipe, tmp_pa
     assert all(f"data.valid_cuts=['{mouth}/cuts_valid.jsonl.gz']" in line for line in lines)
 
 
+def test_noise_reaches_only_trainings_whose_files_name_it(recipe, tmp_path):
+    """AV-HuBERT's published clean configurations stay clean beside --musan, which the tests in noise need."""
+    write_splits(tmp_path / "exp/mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    line = ("--corpus", "lrs3", "--data", "lrs3", "--musan", "musan", "--stage", 4, "--stop-stage", 6)
+    for system, noisy in (("uhubert", {"base-noise-30h-av", "base-noise-433h-av"}), ("av-data2vec", set())):
+        done = recipe(*line, "--system", system)
+        assert done.returncode == 0, done.stderr
+        lines = [one for one in done.stdout.splitlines() if one.startswith(("pretrain", "finetune"))]
+        assert len(lines) > 4
+        assert {Path(one.split()[1]).stem for one in lines if "data.noise.cuts=" in one} == noisy
+
+
 def test_a_plan_with_noise_is_refused_at_once_without_musan(recipe):
     """One line that names the file and the option, before anything runs; a plan without noise goes on."""
     done = recipe("--corpus", "lrs3", "--data", "lrs3")

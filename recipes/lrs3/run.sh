@@ -50,7 +50,8 @@ folders=$([ -z "$row" ] || plan folders)
 iter() { if [ -n "$row" ]; then echo "$exp/$(sed -n "$1p" <<< "$folders")"; else echo "$exp/iter$1"; fi; }
 recognizer() { basename "${row:-$1}" .yaml; }   # its folder and label; a row has one
 noise=$(plan noise)
-noisy=$(plan "noisy${init:+-finetune}" | sed -n 1p)
+loud=$(plan "noisy${init:+-finetune}")   # files that train with noise: the others must not, though there be --musan
+noisy=$(sed -n 1p <<< "$loud")
 sweeps=$(plan sweeps)   # fine-tunings that are sweeps, and the noises they are selected under
 language=$(plan texts | sed -n 's/^translation\.//p' | sed -n 1p)
 [ "$corpus" = lrs3 ] || [ -z "$valid_ids$alignments$translations" ] || stop "--valid-ids, --alignments and --translations are for --corpus lrs3; leave them out"
@@ -117,12 +118,13 @@ can() {   # what, file of cuts, a line that it must have, in words: goes on, or 
 }
 transcribed() { can "$1" "$exp/mouth/cuts_trainval.jsonl.gz" '"text": *"[^"]' "with a transcript"; }
 tested() { transcribed "$1" && can "$1" "$exp/mouth/cuts_test.jsonl.gz" . "to test on"; }
-common=()   # settings of all trainings: noise and validation cuts, where there are any
+common=()   # settings of all trainings: validation cuts, where there are any
 settings() {   # file of validation cuts
   common=(--set "data.valid_cuts=$(listed <<< "$1")")
   can validation "$exp/mouth/cuts_valid.jsonl.gz" . "to validate on" || common=(--set "data.valid_cuts=[]")
-  [ -z "$musan" ] || common+=(--set "data.noise.cuts=$(quoted <<< "$exp/noise")")
 }
+heard=()   # where the noise of one training lies, if its file names noise
+hears() { heard=(); [ -z "$musan" ] || ! grep -qxF "$1" <<< "$loud" || heard=(--set "data.noise.cuts=$(quoted <<< "$exp/noise")"); }
 
 if begin_stage 0 "make the embedded corpus (only --corpus synth)" && [ "$corpus" = synth ]; then
   mmspeech prepare synth "$exp/corpus" --jobs "$jobs" $(plan synth | words)
@@ -205,7 +207,8 @@ pretrain() {   # iteration, its configuration
     sources+="{cuts: $(files "$place" "$(parts "$name")" | listed)$rest}, "
   done < <(plan sources "$1")
   settings "$validated/cuts_valid.jsonl.gz"
-  train pretrain "$2" "$at" --set "data.sources=[$sources]" ${targets[@]+"${targets[@]}"} "${common[@]}"
+  hears "$2"
+  train pretrain "$2" "$at" --set "data.sources=[$sources]" ${targets[@]+"${targets[@]}"} "${common[@]}" ${heard[@]+"${heard[@]}"}
 }
 
 if begin_stage 4 "pre-training, iteration 1" && trains "iteration 1"; then
@@ -236,8 +239,9 @@ if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; t
       frozen "$kinds" valid -valid
       sets=(--noise-sets "$exp/noisy-valid")
     fi
+    hears "$file"
     train finetune "$file" "$exp/$(recognizer "$file")" --encoder "$encoder" ${sets[@]+"${sets[@]}"} \
-      --set "data.cuts=$(files "$exp/mouth" "${labelled//+/ }" | listed)" "${common[@]}"
+      --set "data.cuts=$(files "$exp/mouth" "${labelled//+/ }" | listed)" "${common[@]}" ${heard[@]+"${heard[@]}"}
   done
 fi
 

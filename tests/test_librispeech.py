@@ -219,6 +219,16 @@ def test_without_noise_tests_are_clean(recipe, tmp_path):
     assert "prepare noisy" not in done.stdout and "--noise clean " in done.stdout and "babble" not in done.stdout
 
 
+def test_training_is_clean_where_its_file_names_no_noise(recipe, tmp_path):
+    """--noise is there for the tests, too: a published configuration without noise must stay without."""
+    loud, clean = CONF / "finetune/synth-a.yaml", tmp_path / "clean.yaml"
+    clean.write_text(f"base: {loud}\ndata: {{noise: {{probability: 0}}}}\n")
+    plan = configs.read(CONF / "synth.yaml") | {"finetune": [str(loud), str(clean)]}
+    done = recipe("--conf", write_run(tmp_path / "plan.yaml", plan, {}), "--stage", 2, "--stop-stage", 2)
+    assert done.returncode == 0, done.stderr
+    assert ["data.noise" in line for line in done.stdout.splitlines()] == [True, False]
+
+
 def test_real_excerpts_go_to_a_table_of_talks(shared, tmp_path):
     """Nine readers of LibriSpeech, a tiny encoder of sound and lips: figures for AV, A and V from labels of sound."""
     corpus = tmp_path / "LibriSpeech"

@@ -22,7 +22,8 @@ case $corpus in synth | librispeech) ;; *) stop "--corpus $corpus: expected synt
 jobs=${jobs:-$(getconf _NPROCESSORS_ONLN)}
 conf=${conf:-$here/conf/uhubert/$corpus.yaml}
 kinds=$(plan noise)
-noisy=$(plan noisy | sed -n 1p)
+loud=$(plan noisy)   # files that train with noise: the others must not
+noisy=$(sed -n 1p <<< "$loud")
 if [ "$corpus" = synth ]; then
   [ -z "$data" ] || stop "--data: the embedded corpus is made; add --corpus librispeech"
   data=$exp/corpus
@@ -58,9 +59,10 @@ if begin_stage 2 "fine-tuning on sound alone"; then
     echo "validation: skipped, no dev part in $data" >&2
     common[3]="data.valid_cuts=[]"
   fi
-  [ -z "$noise" ] || common+=(--set "data.noise.cuts=$(quoted <<< "$noise")")
   for file in $(plan finetune); do
-    train finetune "$file" "$exp/$(basename "$file" .yaml)" --encoder "$encoder" "${common[@]}"
+    heard=()
+    [ -z "$noise" ] || ! grep -qxF "$file" <<< "$loud" || heard=(--set "data.noise.cuts=$(quoted <<< "$noise")")
+    train finetune "$file" "$exp/$(basename "$file" .yaml)" --encoder "$encoder" "${common[@]}" ${heard[@]+"${heard[@]}"}
   done
 fi
 

@@ -16,6 +16,7 @@ from mmspeech.errors import UserError
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_weights, save_encoder
 from mmspeech.pretraining.avdata2vec import AVData2vec, AVData2vecConfig
 from mmspeech.pretraining.uhubert import UHubert, UHubertConfig
+from mmspeech.pretraining.vatlm import Vatlm, VatlmConfig
 from mmspeech.training import checkpoint, origin, trainer
 from mmspeech.training.trainer import TrainingConfig
 
@@ -34,6 +35,11 @@ class PretrainRun:
     def num_units(self) -> int:
         """Size of the codebook that is predicted; 0: none is."""
         return 0
+
+    @property
+    def kinds(self) -> list[str]:
+        """Which streams the items of a batch may have, if that is not all of them."""
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +62,24 @@ class AVData2vecRun(PretrainRun):
     objective: AVData2vecConfig = field(default_factory=AVData2vecConfig)
 
 
-RUNS = {"uhubert": (UHubertRun, UHubert), "av-data2vec": (AVData2vecRun, AVData2vec)}
+@dataclass(frozen=True, kw_only=True)
+class VatlmRun(PretrainRun):
+    """VATLM."""
+
+    system: Literal["vatlm"]
+    objective: VatlmConfig
+
+    @property
+    def num_units(self) -> int:
+        return self.objective.num_units
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(self.objective.weights)
+
+
+Run = UHubertRun | AVData2vecRun | VatlmRun
+RUNS = {"uhubert": (UHubertRun, UHubert), "av-data2vec": (AVData2vecRun, AVData2vec), "vatlm": (VatlmRun, Vatlm)}
 
 
 def run(
@@ -86,7 +109,7 @@ def run(
         device = dist.start()
         encoder = AVEncoder(config.model, inputs=config.data.streams)
         objective = objective_class(encoder, config.objective, seed=config.seed)
-        batch = dry.invented(encoder, config.data.streams, num_units=config.num_units)
+        batch = dry.invented(encoder, config.data.streams, num_units=config.num_units, kinds=config.kinds)
         dry.one_update(objective, batch, config.training, device)
         return
     inputs = [*config.data.files(), *([config.init] if config.init else [])]
@@ -119,13 +142,13 @@ def run(
         say(f"{exp / 'encoder'}: written")
 
 
-def read(conf: Path, overrides: list[str], *, dry_run: bool) -> UHubertRun | AVData2vecRun:
+def read(conf: Path, overrides: list[str], *, dry_run: bool) -> Run:
     """The settings of a run; without `dry_run` it must name what it predicts. Raises UserError."""
     tree = configs.read(conf, overrides)
     system = tree.get("system")
     if not isinstance(system, str) or system not in RUNS:
         raise UserError(f"{conf}: `system` is {system!r}; expected one of {', '.join(RUNS)}")
-    config: UHubertRun | AVData2vecRun = configs.build(tree, RUNS[system][0], conf)  # type: ignore[arg-type]
+    config: Run = configs.build(tree, RUNS[system][0], conf)  # type: ignore[arg-type]
     if config.num_units and not config.data.units and not dry_run:
         raise UserError(f"{conf}: `data.units` names no units to predict; e.g. --set data.units=mfcc")
     if config.data.units and not config.num_units:

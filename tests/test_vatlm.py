@@ -6,10 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from cuts import FINETUNE, PRETRAIN, command, write_cuts, write_run
 
+from mmspeech import config as configs
 from mmspeech.batch import Batch
 from mmspeech.errors import UserError
-from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig
+from mmspeech.finetuning import recognizer
+from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, save_encoder
 from mmspeech.pretraining.vatlm import Vatlm, VatlmConfig
 
 STREAMS = {
@@ -192,3 +195,36 @@ def test_settings_are_checked():
             objective(**changes)
     with pytest.raises(UserError, match=r"objective\.num_units: 3, but the cuts have a unit"):
         objective(num_units=3).draw(batch(), 0)
+
+
+def test_removed_front_ends_leave_zeros_in_the_fusion():
+    """Sec. IV-C: without the text front-end the rest computes what it did, and phones are refused by name."""
+    encoder = objective().encoder.eval()
+    encoder.inputs = {"audio": {"reader": "logmel"}, "video": {"reader": "mouth"}, "text": {"reader": "phones"}}
+    items = batch(["audio+video", "audio"])
+    streams = {name: items.streams[name] for name in ("audio", "video")}
+    less = encoder.without(["text"]).eval()
+    torch.testing.assert_close(
+        less.encode(streams, items.lengths).frames, encoder.encode(streams, items.lengths).frames
+    )
+    assert list(less.inputs) == ["audio", "video"] and not any("frontends.text" in name for name in less.state_dict())
+    with pytest.raises(UserError, match=r"stream `text`: this encoder knows audio, video; drop"):
+        less.encode(items.streams, items.lengths)
+    with pytest.raises(UserError, match=r"remove: no stream `lips`"):
+        encoder.without(["lips"])
+    less.train()  # takes part with a dummy, as data parallelism wants, and has nothing to learn
+    less.encode(streams, items.lengths).frames.sum().backward()
+
+
+def test_a_model_tuned_without_phones_is_saved_and_read(tmp_path):
+    """`remove: [text, audio]` in YAML: lips alone are tuned, and decoding by sound is refused with one line."""
+    cuts = write_cuts(tmp_path / "data", [1.0, 1.2, 0.8], lips=range(3))
+    streams = PRETRAIN["model"]["streams"] | {"text": STREAMS["text"]}
+    model = configs.build(PRETRAIN["model"] | {"streams": streams}, AVEncoderConfig, tmp_path)
+    save_encoder(AVEncoder(model, PRETRAIN["data"]["streams"] | {"text": {"reader": "phones"}}), tmp_path / "encoder")
+    changes = {"remove": ["text", "audio"], "valid_streams": [], "objective.encoder.modality_dropout": {}}
+    conf = write_run(tmp_path / "v.yaml", FINETUNE, changes | {"data.cuts": [cuts]})
+    assert command("finetune", conf, tmp_path / "exp", "--encoder", tmp_path / "encoder") == 0
+    assert list(recognizer.load(tmp_path / "exp/model").inputs) == ["video"]
+    assert command("decode", tmp_path / "exp/model", cuts, tmp_path / "decode", "--modality", "v") == 0
+    assert command("decode", tmp_path / "exp/model", cuts, tmp_path / "decode", "--modality", "a") == 2

@@ -37,6 +37,7 @@ class FinetuneRun:
     encoder: Path | None = None  # folder of the pre-trained encoder (EXP/encoder); --encoder sets it
     pretrained: bool = True  # false: the encoder's sizes, but random weights (the paper's rows without PT)
     streams: list[str] = field(default_factory=list)  # those of the labelled data that are used; empty: all
+    remove: list[str] = field(default_factory=list)  # streams whose front-ends are left out (VATLM IV-C)
     valid_streams: list[str] = field(default_factory=list)  # subsets (`audio+video`) validated on; empty: what there is
     text: str = TRANSCRIPT  # what is learnt: transcript, or translation.LANGUAGE as in translation.es
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -117,6 +118,7 @@ def run(
         device = dist.start()
         assert config.encoder is not None  # `read` has looked
         start = encoder_to_tune(config.encoder, weights=False)
+        start = start.without(config.remove)
         streams = chosen_streams(start, config.streams, conf)
         size = config.tokenizer.size or dry.VOCABULARY
         objective = build(start, config, size)
@@ -157,7 +159,7 @@ def tune(config: Seq2SeqRun | CTCRun, conf: Path, exp: Path) -> None:
         return
     device = dist.start()
     origin.check(exp, stage)
-    start = encoder_to_tune(config.encoder, weights=config.pretrained)
+    start = encoder_to_tune(config.encoder, weights=config.pretrained).without(config.remove)
     torch.manual_seed(config.seed)
     if not config.pretrained:
         start = AVEncoder(start.config, start.inputs)

@@ -90,7 +90,21 @@ class PhoneFrontend(nn.Module):
         return y.masked_fill(~valid_frames(lengths.to(y.device), y.shape[1])[:, :, None], 0.0)
 
 
-FRONTENDS = {"linear": LinearFrontend, "lips": LipFrontend, "phones": PhoneFrontend}
+class NoFrontend(nn.Module):
+    """One that was removed: its stream counts as absent, zeros hold its place in the fusion (VATLM Sec. IV-C)."""
+
+    item_shape, item_dtype = (1,), torch.float32
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(n, T, 1) -> (n, T, D) zeros."""
+        return x.new_zeros(*x.shape[:2], self.dim)
+
+
+FRONTENDS = {"linear": LinearFrontend, "lips": LipFrontend, "phones": PhoneFrontend, "none": NoFrontend}
 
 
 def build_frontend(stream: str, dim: int, options: Mapping[str, object]) -> nn.Module:

@@ -33,9 +33,11 @@ def invented(encoder: AVEncoder, streams: Mapping[str, Any], *, num_units: int =
     arrays = {}
     for name in streams:
         frontend: Any = encoder.frontends[name]
-        values = 128 + 40 * rng.standard_normal((frames, *frontend.item_shape))  # grey, if they are whole numbers
-        whole = not frontend.item_dtype.is_floating_point
-        arrays[name] = values.clip(0, 255).astype(np.uint8) if whole else ((values - 128) / 40).astype(np.float32)
+        shape = (frames, *frontend.item_shape)
+        if frontend.item_dtype.is_floating_point:
+            arrays[name] = rng.standard_normal(shape).astype(np.float32)
+        else:
+            arrays[name] = rng.integers(frontend.item_limit, size=shape).astype(np.uint8)
     units = rng.integers(num_units, size=frames) if num_units else None
     tokens = [*rng.integers(len(SPECIAL), vocabulary, size=TOKENS).tolist(), END] if vocabulary else None
     return collate([Item("invented", arrays, units, tokens, "")], list(arrays), [0])

@@ -23,7 +23,7 @@ def frames_needed(words: Sequence[Sequence[int]]) -> int:
 
 
 def align(log_probs: Tensor, words: Sequence[Sequence[int]], *, blank: int, silence: int) -> Tensor:
-    """The token of every frame, `silence` where none sounds.
+    """The token of every frame, `silence` where none sounds. (torchaudio aligns one utterance at a time, in C++.)
 
     Args:
         log_probs: (T, V) of one utterance, with T >= frames_needed(words).

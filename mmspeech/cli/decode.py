@@ -18,7 +18,7 @@ from mmspeech.console import progress, say
 from mmspeech.data import cutfiles
 from mmspeech.data.frozen_noise import FrozenNoise
 from mmspeech.data.loader import CutDataset, DataConfig, Validation
-from mmspeech.data.noise import find_kinds, parse_kind
+from mmspeech.data.noise import find_kinds, parse_kind, parse_kinds
 from mmspeech.data.reading import FRAMES_PER_S, Reading, has_stream, named_streams
 from mmspeech.data.text import Tokenizer, normalise
 from mmspeech.decoding.beam import BeamConfig
@@ -54,6 +54,9 @@ def run(
     everything: Annotated[
         bool, typer.Option("--all", help="All streams together, each alone; clean and all that is in --noise-sets.")
     ] = False,
+    noise_grid: Annotated[
+        bool, typer.Option("--noise-grid", help="Clean, and babble, speech and music at -10 ... 10 dB; of av and a.")
+    ] = False,
     batch_seconds: Annotated[float, typer.Option(min=1.0, help="Speech in one batch, padding included.")] = 120.0,
     workers: Annotated[int, typer.Option(help="Processes that read cuts.")] = 1,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")] = None,
@@ -75,7 +78,13 @@ def run(
     Example: mmspeech decode exp/synth-av/model exp/mouth/cuts_test.jsonl.gz exp/decode-beam5 --set beam=5 --modality
     av,a,v --noise clean,babble:0 --noise-sets exp/noisy
 
+    --noise-grid is VATLM's protocol (Table IV) for what --modality names, by default AVSR and ASR: `mmspeech prepare
+    noisy --noise grid` freezes its noises, `mmspeech score noise` prints its table.
+
     Example: mmspeech decode exp/synth-av/model exp/mouth/cuts_test.jsonl.gz exp/all --all --noise-sets exp/noisy
+
+    Example: mmspeech decode exp/synth-av/model exp/mouth/cuts_test.jsonl.gz exp/grid --noise-grid --noise-sets
+    exp/noisy
     """
     where = dist.start(device)
     loaded = recognizer.load(model, where)
@@ -85,6 +94,10 @@ def run(
         if modality or noise:
             raise UserError("--all: stands for all streams and noises; leave out --modality and --noise, or --all")
         modality, noise = all_conditions(loaded, noise_sets)
+    if noise_grid:
+        if everything or noise:
+            raise UserError("--noise-grid: names the noises; leave out --noise and --all, or --noise-grid")
+        modality, noise = modality or "av,a", ",".join(["clean", *map(str, parse_kinds(["grid"]))])
     wanted = list(conditions(loaded, modality or "av", noise or "clean", cuts, noise_sets))
     folders: list[Path] = []  # the call from Python wants to know
     for condition in possible(wanted, loaded, cuts):

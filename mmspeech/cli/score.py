@@ -18,7 +18,7 @@ from mmspeech.errors import UserError
 from mmspeech.plan import Row, load_row
 from mmspeech.scoring import against as beside_paper
 from mmspeech.scoring import bleu as bleu_score
-from mmspeech.scoring import bootstrap, codebooks, floor, report, table, wer
+from mmspeech.scoring import bootstrap, codebooks, floor, noise_table, report, table, wer
 from mmspeech.scoring import compare as comparing
 
 app = typer.Typer()
@@ -225,6 +225,32 @@ def score_table(
     write_against(rows, scores, out)
 
 
+@app.command("noise")
+def score_noise(
+    experiments: Experiments,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: report/ in the first EXPERIMENT.")] = None,
+) -> None:
+    """Error rates in noise as VATLM's Table IV has them: systems and inputs down, noises and SNRs across, averages.
+
+    Collects all score.json files below the folders; prints the table and writes noise.md and noise.tsv.
+
+    Run before: `mmspeech decode --noise-grid`, and `mmspeech score wer` on what it wrote.
+
+    Example: `mmspeech score noise exp/av`
+    """
+    out = out or experiments[0] / "report"
+    scores = table.collect(experiments)
+    console = terminal()
+    for grid in noise_table.write(scores, out):
+        whole = noise_table.printed(grid)
+        fits = console.measure(whole, options=console.options.update(max_width=10_000)).maximum <= console.width
+        for part in [whole] if fits else map(noise_table.printed, noise_table.by_kind(grid)):
+            console.print(part)
+    for line in table.warnings(table.tables(scores)):
+        say(f"warning: {line}")
+    say(f"{out / 'noise.md'}, {out / 'noise.tsv'}")
+
+
 @app.command("report")
 def score_report(
     experiments: Experiments,
@@ -235,6 +261,8 @@ def score_report(
     against: Against = None,
 ) -> None:
     """Score what is not scored yet, print the table, and write a page with tables, curves and a few clips.
+
+    Of what was decoded in several noises the page has VATLM's Table IV and the rates over the SNR.
 
     The page, report/index.html, is one file without scripts. Curves come from every metrics.jsonl below the folders,
     PNMI and t-SNE from every codebooks.json (`mmspeech score codebooks`).

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from mmspeech import __version__, files
-from mmspeech.scoring import against, codebooks, page, plots, table, wer
+from mmspeech.scoring import against, codebooks, noise_table, page, plots, table, wer
 from mmspeech.seeds import numpy_rng
 
 FRAMES = 7  # of each clip's picture strip
@@ -48,11 +48,15 @@ def write(
     scores = table.in_every_noise(table.with_distinct_labels(scores))
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
     curves = training_curves(folders)
+    grids = [one for one in noise_table.grids(scores) if any(len(snrs) > 1 for snrs in one.snrs.values())]
     made = table.shown(table.tables(scores))
     sections = [
         ("Scores", "".join(map(table_html, made)) + page.READING + "".join(map(note_html, table.notes(made)))),
         ("Beside the paper", "".join(map(against_html, compared))),
-        ("Word error rate over noise", figure_html(plots.rate_over_snr(scores))),
+        (
+            "Word error rate over noise",
+            figure_html(plots.rate_over_snr(scores)) + "".join(map(grid_html, grids)),
+        ),
         ("Clips of the test set", "".join(clip_html(clip) for clip in clips)),
         ("Codebooks and features", codebooks_html(folders)),
         ("Training", "".join(f"<h3>{html.escape(name)}</h3>{figure_html(svg)}" for name, svg in curves.items())),
@@ -128,6 +132,23 @@ def table_html(one: table.Table) -> str:
         f'<div class="wide"><table><caption>{html.escape(one.title)}</caption>'
         f'<thead><tr><th scope="col">system</th>{"".join(heads)}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def grid_html(one: noise_table.Grid) -> str:
+    """A table of rates in all noises."""
+    heads = "".join(
+        f'<th scope="col">{html.escape(kind)}<small>{html.escape(name)}</small></th>' for kind, name in one.columns
+    )
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(label)}</th><td>{html.escape(modality)}</td>'
+        f"{''.join(f'<td>{cell}</td>' for cell in one.cells((label, modality)))}</tr>"
+        for label, modality in one.rows
+    )
+    return (
+        f'<div class="wide"><table><caption>{html.escape(one.title)}</caption>'
+        f'<thead><tr><th scope="col">system</th><th scope="col">input</th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 

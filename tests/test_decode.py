@@ -151,7 +151,10 @@ def test_nbest_holds_readings_with_their_tokens(decoded):
 
 
 def test_one_best_is_a_line_without_lists(decoded):
-    assert all(line.keys() == {"id", "text", "score"} for line in lines_of(decoded("--modality", "a") / "test-a-clean"))
+    assert all(
+        line.keys() == {"id", "text", "score", "confidence"}
+        for line in lines_of(decoded("--modality", "a") / "test-a-clean")
+    )
 
 
 def test_joint_search_is_a_setting(world, decoded, tmp_path):

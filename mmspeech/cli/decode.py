@@ -280,7 +280,7 @@ def possible(wanted: list[Condition], model: recognizer.Recognizer, cuts: Path) 
 class Output(NamedTuple):
     """What one search of a condition gave."""
 
-    lines: list[dict]  # {id, text, score, ref} and, if asked for, nbest, in the order of the ids
+    lines: list[dict]  # {id, text, score, confidence, ref} and, if asked for, nbest, in the order of the ids
     bad: list[str]  # reasons, one per cut that could not be read
     seconds: float  # of decoding, as if this had been the only search
     encoding_seconds: float  # of these, what all searches share
@@ -348,8 +348,9 @@ def line_of(name: str, ref: str, hypotheses: list[Hypothesis], tokenizer: Tokeni
         for one in hypotheses
     ]
     best = readings[0] if readings else {"text": "", "score": None}
+    confidence = hypotheses[0].confidence if hypotheses else None
     # References are normalised as hypotheses are written.
-    line = {"id": name, "text": best["text"], "score": best["score"], "ref": normalise(ref)}
+    line = {"id": name, "text": best["text"], "score": best["score"], "confidence": confidence, "ref": normalise(ref)}
     return line | ({"nbest": readings} if nbest > 1 else {})
 
 

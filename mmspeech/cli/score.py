@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from mmspeech import files
+from mmspeech.cli import score_modalities
 from mmspeech.console import say
 from mmspeech.data.text import TRANSCRIPT, check_target, normalise
 from mmspeech.errors import UserError
@@ -22,6 +23,7 @@ from mmspeech.scoring import bootstrap, codebooks, floor, noise_table, report, t
 from mmspeech.scoring import compare as comparing
 
 app = typer.Typer()
+app.command("modalities")(score_modalities.run)
 
 DecodeFolders = Annotated[list[Path], typer.Argument(help="Folders that `mmspeech decode` wrote.")]
 Experiments = Annotated[list[Path], typer.Argument(help="Folders of experiments; everything below is found.")]
@@ -194,7 +196,8 @@ def score_codebooks(
             books = work.learn(learnt, subsets, clusters, seed=seed, starts=starts)
             found, resampled = work.measure(measured, books, subsets, place, about)
             codebooks.save(found, resampled, folder, row)
-            codebooks.save_points(work.project(measured, subsets, points, seed=seed), found.label, folder)
+            drawn = work.draw_frames(work.aligned(measured, subsets), points, seed=seed)
+            codebooks.save_points(work.project(drawn, subsets, seed=seed), found.label, folder)
             shutil.rmtree(frames)
     found = codebooks.load(out / "codebooks.json")
     terminal().print(codebooks.printed(codebooks.against(found, row) if row else [found]))

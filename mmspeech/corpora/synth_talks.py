@@ -29,6 +29,7 @@ from mmspeech.seeds import numpy_rng
 
 SENTENCES = 20  # of a talk
 PAUSES_S = (0.2, 0.8)  # between them
+Layout = Literal["tedlium", "gigaspeech"]
 
 
 class Unseen(NamedTuple):
@@ -48,7 +49,7 @@ class Unseen(NamedTuple):
 class Talk:
     """One long recording to make, by a speaker of its own."""
 
-    layout: Literal["tedlium", "gigaspeech"]
+    layout: Layout
     number: int
     timbre: str
     difficulty: float
@@ -89,9 +90,10 @@ def make(
 ) -> None:
     """Write the talks and recordings."""
     timbres = timbres_of(seed)["pretrain"]
+    sizes: dict[Layout, int] = {"tedlium": talks, "gigaspeech": recordings}
     planned = [
         Talk(layout=layout, number=i, timbre=timbres[i % len(timbres)], difficulty=difficulty, seed=seed)
-        for layout, number in (("tedlium", talks), ("gigaspeech", recordings))
+        for layout, number in sizes.items()
         for i in range(number)
     ]
     if not planned:

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from mmspeech import __version__, files
-from mmspeech.scoring import against, codebooks, noise_table, page, plots, table, wer
+from mmspeech.scoring import against, codebooks, modalities, noise_table, page, plots, table, wer
 from mmspeech.seeds import numpy_rng
 
 FRAMES = 7  # of each clip's picture strip
@@ -59,6 +59,7 @@ def write(
         ),
         ("Clips of the test set", "".join(clip_html(clip) for clip in clips)),
         ("Codebooks and features", codebooks_html(folders)),
+        ("Modalities in one space", modalities_html(folders)),
         ("Training", "".join(f"<h3>{html.escape(name)}</h3>{figure_html(svg)}" for name, svg in curves.items())),
     ]
     body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
@@ -181,6 +182,18 @@ def codebooks_html(folders: Sequence[Path]) -> str:
             pictures += f'<figure><img class="plot" src="{data_url(picture)}" alt="{html.escape(what)}"></figure>'
     heat = figure_html(plots.to_svg(codebooks.heat_map(found), "PNMI of features under codebooks"))
     return heat + "".join(map(note_html, codebooks.notes(found))) + pictures
+
+
+def modalities_html(folders: Sequence[Path]) -> str:
+    """How far the features of the inputs overlap, for all models that were measured: a line and the t-SNE of each."""
+    shown = ""
+    for path in dict.fromkeys(path for folder in folders for path in table.visible(folder, "modalities.json")):
+        one = modalities.load(path)
+        shown += f"<p>{html.escape(f'{one.label}: {modalities.described(one)}')}</p>{note_html(modalities.basis(one))}"
+        if (picture := path.with_name("tsne.png")).is_file():
+            what = html.escape(f"t-SNE of the features of {one.label}, by input")
+            shown += f'<figure><img class="plot" src="{data_url(picture)}" alt="{what}"></figure>'
+    return shown
 
 
 def note_html(line: str) -> str:

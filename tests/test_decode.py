@@ -218,7 +218,7 @@ def test_the_noise_grid_is_decoded_in_one_call(world, decoded, tmp_path, capsys)
         f"test-{modality}-{kind}" for modality in ("a", "av") for kind in ("clean", "babble_-10dB", "music_5dB")
     }
     assert len(names(out)) == 32 and names_of < names(out)
-    decoded("--noise-grid", "--modality", "a", "--noise-sets", tmp_path / "noisy")
+    decoded("--noise", "grid,clean,babble:0", "--modality", "a", "--noise-sets", tmp_path / "noisy")
     assert capsys.readouterr().err.count(CURRENT) == 16
     words = ["--workers", 0, "--noise-grid", "--noise", "clean"]
     assert command("decode", world.model, world.cuts, tmp_path / "x", *words) == 2

@@ -40,7 +40,7 @@ def run(
         typer.Option(help="Streams the model gets: av, a, v, or names as in audio+video; several with commas. [av]"),
     ] = None,
     noise: Annotated[
-        str | None, typer.Option(help="clean, or CATEGORY:DECIBELS as in babble:0; several with commas. [clean]")
+        str | None, typer.Option(help="clean, CATEGORY:DECIBELS as in babble:0, or grid; several with commas. [clean]")
     ] = None,
     noise_sets: Annotated[
         Path | None, typer.Option(help="Frozen noise, as written by `mmspeech prepare noisy`.")
@@ -97,7 +97,7 @@ def run(
     if noise_grid:
         if everything or noise:
             raise UserError("--noise-grid: names the noises; leave out --noise and --all, or --noise-grid")
-        modality, noise = modality or "av,a", ",".join(["clean", *map(str, parse_kinds(["grid"]))])
+        modality, noise = modality or "av,a", "clean,grid"
     wanted = list(conditions(loaded, modality or "av", noise or "clean", cuts, noise_sets))
     folders: list[Path] = []  # the call from Python wants to know
     for condition in possible(wanted, loaded, cuts):
@@ -218,7 +218,8 @@ def conditions(
 ) -> Iterator[Condition]:
     """Every combination that makes sense. Raises UserError for streams or noise that are not there."""
     name = cuts.name.removesuffix(".gz").removesuffix(".jsonl").removeprefix("cuts_")
-    kinds = list(dict.fromkeys(noise.split(",")))
+    kinds = [kind for one in noise.split(",") for kind in ([one] if one == "clean" else map(str, parse_kinds([one])))]
+    kinds = list(dict.fromkeys(kinds))
     file_names = {kind: parse_kind(kind).file_name for kind in kinds if kind != "clean"}
     for typed in dict.fromkeys(modality.split(",")):
         streams = named_streams(typed, model.inputs, "--modality")

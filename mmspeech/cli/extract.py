@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mmspeech import files
+from mmspeech.cli import pseudo_labels
 from mmspeech.console import say
 from mmspeech.errors import UserError
 
 app = typer.Typer()
+app.command("pseudo-labels")(pseudo_labels.run)
 
 
 @app.command()

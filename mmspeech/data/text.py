@@ -185,6 +185,22 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).lower().split())
 
 
+# Of a line of written English: tags such as <s>, and all that is neither a letter, a digit nor an apostrophe in a word.
+_TAG = re.compile(r"<[^<>\s]*>")
+_APOSTROPHE = re.compile("[\u2018\u2019\u02bc\u00b4`]")
+_NO_WORD = re.compile(r"[^\w']|_|(?<!\w)'|'(?!\w)")
+
+
+def words_of_english(line: str) -> str:
+    """A line of a text corpus as transcripts are written: lower case, words alone; "" if there are none.
+
+    `<s> "WELL," SAID MR. O\u2019NEIL - TWENTY-ONE </s>` -> `well said mr o'neil twenty one`. Digits stay: a corpus for
+    language models spells numbers, as Cantab-TEDLIUM does.
+    """
+    line = _APOSTROPHE.sub("'", normalise(_TAG.sub(" ", line)))
+    return " ".join(_NO_WORD.sub(" ", line).split())
+
+
 def _cut(text: str, kind: str) -> list[str]:
     """Pieces of normalised text: `▁one ▁two` as words, `▁ o n e ▁ t w o` as characters."""
     if not text:

@@ -75,7 +75,9 @@ def test_a_stopped_recipe_waits_until_its_trainer_has_saved(tmp_path):
     """SIGTERM to run.sh alone reaches what it runs, and the line that says how to go on comes after its end."""
     program = tmp_path / "bin" / "mmspeech"
     program.parent.mkdir()
-    program.write_text("#!/bin/bash\ntrap 'sleep 0.5; echo saved >&2; exit 143' TERM\necho begun\nsleep 30 > /dev/null 2>&1 & wait\n")
+    program.write_text(
+        "#!/bin/bash\ntrap 'sleep 0.5; echo saved >&2; exit 143' TERM\necho begun\nsleep 30 > /dev/null 2>&1 & wait\n"
+    )
     program.chmod(0o755)
     path = os.pathsep.join([str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     line = ["bash", str(ROOT / "recipes/lrs3/run.sh"), "--exp", str(tmp_path / "exp")]

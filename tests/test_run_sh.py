@@ -71,6 +71,31 @@ def test_each_recognizer_is_tuned_on_the_labels_its_plan_gives_it(recipe, tmp_pa
     assert all(f"data.valid_cuts=['{mouth}/cuts_valid.jsonl.gz']" in line for line in lines)
 
 
+def test_a_stopped_recipe_waits_until_its_trainer_has_saved(tmp_path):
+    """SIGTERM to run.sh alone reaches what it runs, and the line that says how to go on comes after its end."""
+    program = tmp_path / "bin" / "mmspeech"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/bash\ntrap 'sleep 0.5; echo saved >&2; exit 143' TERM\necho begun\nsleep 30 > /dev/null 2>&1 & wait\n"
+    )
+    program.chmod(0o755)
+    path = os.pathsep.join([str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+    line = ["bash", str(ROOT / "recipes/lrs3/run.sh"), "--exp", str(tmp_path / "exp")]
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as recipe:
+        assert recipe.stdout is not None and recipe.stdout.readline() == "begun\n"
+        recipe.terminate()
+        _, said = recipe.communicate(timeout=20)
+    assert recipe.returncode != 0
+    assert "saved\n" in said and said.index("saved\n") < said.index("go on from there with"), said
+
+
+def test_a_row_that_is_not_there_is_told_with_its_neighbours(recipe):
+    done = recipe("--row", CONF / "rows/table2-drop-x.yaml", "--dry-run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "no such file; recipes/lrs3/conf/SYSTEM/rows has table2-drop-a table2-drop-av" in done.stderr
+
+
 def test_noise_reaches_only_trainings_whose_files_name_it(recipe, tmp_path):
     """AV-HuBERT's published clean configurations stay clean beside --musan, which the tests in noise need."""
     write_splits(tmp_path / "exp/mouth", trainval=["yes"], valid=["yes"], test=["no"])

@@ -40,6 +40,7 @@ def _app() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         add_completion=False,
+        rich_markup_mode=None,  # else brackets in a help text, as in data.cuts=[...], are taken for colours
     )
 
     @app.callback(invoke_without_command=True)

@@ -42,6 +42,11 @@ jobs=${jobs:-$(getconf _NPROCESSORS_ONLN)}
 plan=$corpus
 [ -z "$init" ] || [[ $corpus != clips && $corpus != grid && $corpus != lrs2 ]] || plan=init
 conf=${row:-${conf:-$here/conf/$system/$plan.yaml}}
+if [ -n "$row" ] && [ ! -e "$row" ]; then
+  name=$(basename "$row")
+  near=$(find "$here"/conf/*/rows -name "${name:0:11}*.yaml" -exec basename {} .yaml \; | sort -u | head -n 12 | paste -sd ' ')
+  stop "--row $row: no such file${near:+; recipes/lrs3/conf/SYSTEM/rows has $near}"
+fi
 [ -e "$conf" ] || stop "--conf $conf: not there; $system has $(ls "$here/conf/$system" | grep yaml | paste -sd ' ')"
 domain=$([ -z "$row" ] || plan labelled_corpus)
 case ${domain:-LRS3} in

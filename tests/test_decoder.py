@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mmspeech.errors import UserError
-from mmspeech.models.decoder import END, PAD, Decoder, DecoderConfig, shift_right, sinusoids
+from mmspeech.blocks.position import sinusoids
+from mmspeech.models.decoder import END, PAD, Decoder, DecoderConfig, shift_right
 
 
 def small_decoder(**changes: object) -> Decoder:

@@ -27,14 +27,23 @@ SECONDS, TOKENS = 2.0, 12  # of the clip
 VOCABULARY = 1000  # where the texts decide; of a tokenizer whose size is set, that
 
 
-def invented(encoder: AVEncoder, streams: Mapping[str, Any], *, num_units: int = 0, vocabulary: int = 0) -> Batch:
-    """A batch of one clip that has all the streams, with random units or tokens for targets."""
+def invented(
+    takers: Mapping[str, Any] | nn.ModuleDict, streams: Mapping[str, Any], *, num_units: int = 0, vocabulary: int = 0
+) -> Batch:
+    """A batch of one clip that has all the streams, with random units or tokens for targets.
+
+    Args:
+        takers: stream -> the module that takes it; its `item_shape`, `item_dtype` and, of ids, `item_values` say what.
+    """
     rng, frames = numpy_rng("dry run"), round(SECONDS * FRAMES_PER_S)
     arrays = {}
     for name in streams:
-        frontend: Any = encoder.frontends[name]
-        values = 128 + 40 * rng.standard_normal((frames, *frontend.item_shape))  # grey, if they are whole numbers
-        whole = not frontend.item_dtype.is_floating_point
+        taker: Any = takers[name]
+        if hasattr(taker, "item_values"):
+            arrays[name] = rng.integers(taker.item_values, size=(frames, *taker.item_shape), dtype=np.uint8)
+            continue
+        values = 128 + 40 * rng.standard_normal((frames, *taker.item_shape))  # grey, if they are whole numbers
+        whole = not taker.item_dtype.is_floating_point
         arrays[name] = values.clip(0, 255).astype(np.uint8) if whole else ((values - 128) / 40).astype(np.float32)
     units = rng.integers(num_units, size=frames) if num_units else None
     tokens = [*rng.integers(len(SPECIAL), vocabulary, size=TOKENS).tolist(), END] if vocabulary else None
@@ -67,7 +76,7 @@ def one_update(objective: nn.Module, batch: Batch, config: TrainingConfig, devic
 
 
 def sizes(objective: nn.Module) -> list[str]:
-    """Parameters in all, then of each part and of each part of the encoder."""
+    """Parameters in all, then of each part and of each part of what is trained, an encoder as a rule."""
 
     def millions(parts: Mapping[str, nn.Module | nn.Parameter]) -> str:
         counts = {name: count(part) for name, part in parts.items()}
@@ -76,11 +85,13 @@ def sizes(objective: nn.Module) -> list[str]:
     def count(part: nn.Module | nn.Parameter) -> int:
         return part.numel() if isinstance(part, nn.Parameter) else sum(p.numel() for p in part.parameters())
 
-    encoder: AVEncoder = objective.encoder  # type: ignore[assignment]
+    kind = "encoder" if hasattr(objective, "encoder") else "model"
+    trained = objective.get_submodule(kind)
     parts = dict(objective.named_children()) | dict(objective.named_parameters(recurse=False))
-    inner = {f"front-end {name}": frontend for name, frontend in encoder.frontends.items()}
-    inner |= {name: part for name, part in encoder.named_children() if name != "frontends"}
+    inner = {name: part for name, part in trained.named_children() if name != "frontends"}
+    if isinstance(trained, AVEncoder):
+        inner = {f"front-end {name}": frontend for name, frontend in trained.frontends.items()} | inner
     return [
         f"{count(objective) / 1e6:.2f} M parameters: {millions(parts)}",
-        f"encoder, in M: {millions(inner)}",
+        f"{kind}, in M: {millions(inner)}",
     ]

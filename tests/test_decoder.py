@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmspeech.errors import UserError
 from mmspeech.blocks.position import sinusoids
+from mmspeech.errors import UserError
 from mmspeech.models.decoder import END, PAD, Decoder, DecoderConfig, shift_right
 
 

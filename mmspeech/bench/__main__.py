@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mmspeech import __version__, files
-from mmspeech.bench import decoding, features, measure, reading, training
+from mmspeech.bench import decoding, features, measure, phone2unit, reading, training
 from mmspeech.command import call
 from mmspeech.console import say
 from mmspeech.errors import UserError
 
-ROWS = reading.rows() | features.rows() | training.rows() | decoding.rows()
+ROWS = reading.rows() | features.rows() | training.rows() | phone2unit.rows() | decoding.rows()
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

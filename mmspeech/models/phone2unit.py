@@ -8,11 +8,12 @@ A block is self-attention and a convolution over time, each with its residual an
 Fig. 1b). Items lie one behind the other (blocks/packing.py): an item sees no padding and no other item.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -88,7 +89,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         """(R, D) -> (R, D); gaps come out as zeros, and are taken for such."""
-        y = packing.pack(self.attention(packing.pad(x), packing.attend))
+        mixed = self.attention.mix(packing.pad(self.attention.qkv(x)), packing.attend)
+        y = self.attention.out(packing.pack(mixed))
         x = self.attention_norm(x + self.dropout(y)).masked_fill(packing.gaps, 0.0)
         y = self.contract(torch.relu(self.expand(x.T[None])))[0].T  # as (1, C, R): one long sequence
         return self.ffn_norm(x + self.dropout(y)).masked_fill(packing.gaps, 0.0)
@@ -191,6 +193,16 @@ def phone_of_frame(durations: Tensor, size: int) -> Tensor:
     ends = durations.cumsum(1)  # (N, P): the first frame that is no more of the phone
     frames = torch.arange(size, device=durations.device).expand(len(durations), -1).contiguous()
     return torch.searchsorted(ends, frames, right=True).clamp(max=durations.shape[1] - 1)
+
+
+def by_length(lengths: np.ndarray, batch_phones: int) -> Iterator[np.ndarray]:
+    """Numbers of items of similar length, in batches of at most so many phones with padding (or one item)."""
+    order = np.argsort(-lengths, kind="stable")
+    first = 0
+    while first < len(order):
+        last = first + max(1, batch_phones // max(int(lengths[order[first]]), 1))
+        yield order[first:last]
+        first = last
 
 
 def save_phone2unit(model: Phone2Unit, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:

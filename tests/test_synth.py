@@ -11,6 +11,7 @@ import soundfile
 from mmspeech.corpora import synth, synth_face, synth_lips, synth_paint, synth_speech, synth_text, synth_video
 from mmspeech.corpora.lrs3 import STAND_IN
 from mmspeech.corpora.synth_speech import Mark
+from mmspeech.data import espeak
 from mmspeech.errors import UserError
 
 pytest.importorskip("espeakng_loader", reason="pip install mmspeech[synth]")
@@ -229,10 +230,10 @@ def test_missing_espeak_says_how_to_get_it(monkeypatch, tmp_path):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    synth_speech._start_engine.cache_clear()
+    espeak.start_engine.cache_clear()
     with pytest.raises(UserError, match=r"pip install mmspeech\[synth\]"):
         synth.prepare(tmp_path / "out", pretrain_clips=1, trainval_clips=1, test_clips=1)
-    synth_speech._start_engine.cache_clear()
+    espeak.start_engine.cache_clear()
     assert not (tmp_path / "out").exists()
 
 

@@ -13,7 +13,7 @@ from mmspeech.command import call
 # Imported when named: `mmspeech --help` and `mmspeech score` need not wait for torch.
 COMMANDS = {
     "prepare": "A corpus on disk -> Lhotse cuts: audio as 16 kHz FLAC, transcripts, speakers, alignments.",
-    "extract": "Cuts -> mouth tracks; cuts -> frames of features.",
+    "extract": "Cuts -> mouth tracks; cuts -> frames of features; cuts -> phones of a text stream.",
     "cluster": "Frames -> a codebook of hidden units; cuts -> cuts with units; purity against phones.",
     "pretrain": "Cuts with units -> an encoder, by masked prediction.",
     "finetune": "An encoder and transcribed cuts -> a recognizer.",

@@ -20,7 +20,7 @@ from mmspeech.data.frozen_noise import FrozenNoise
 from mmspeech.data.loader import CutDataset, DataConfig, Validation
 from mmspeech.data.noise import find_kinds, parse_kind
 from mmspeech.data.reading import FRAMES_PER_S, Reading, has_stream, named_streams
-from mmspeech.data.text import Tokenizer, normalise
+from mmspeech.data.text import Tokenizer
 from mmspeech.decoding.beam import BeamConfig
 from mmspeech.decoding.hypothesis import Hypothesis
 from mmspeech.errors import UserError
@@ -336,7 +336,7 @@ def line_of(name: str, ref: str, hypotheses: list[Hypothesis], tokenizer: Tokeni
     ]
     best = readings[0] if readings else {"text": "", "score": None}
     # References are normalised as hypotheses are written.
-    line = {"id": name, "text": best["text"], "score": best["score"], "ref": normalise(ref)}
+    line = {"id": name, "text": best["text"], "score": best["score"], "ref": tokenizer.reference(ref)}
     return line | ({"nbest": readings} if nbest > 1 else {})
 
 

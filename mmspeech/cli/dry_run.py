@@ -33,18 +33,17 @@ def invented(
     """A batch of one clip that has all the streams, with random units or tokens for targets.
 
     Args:
-        takers: stream -> the module that takes it; its `item_shape`, `item_dtype` and, of ids, `item_values` say what.
+        takers: stream -> the module that takes it; its `item_shape`, `item_dtype` and `item_limit` say what.
     """
     rng, frames = numpy_rng("dry run"), round(SECONDS * FRAMES_PER_S)
     arrays = {}
     for name in streams:
         taker: Any = takers[name]
-        if hasattr(taker, "item_values"):
-            arrays[name] = rng.integers(taker.item_values, size=(frames, *taker.item_shape), dtype=np.uint8)
-            continue
-        values = 128 + 40 * rng.standard_normal((frames, *taker.item_shape))  # grey, if they are whole numbers
-        whole = not taker.item_dtype.is_floating_point
-        arrays[name] = values.clip(0, 255).astype(np.uint8) if whole else ((values - 128) / 40).astype(np.float32)
+        shape = (frames, *taker.item_shape)
+        if taker.item_dtype.is_floating_point:
+            arrays[name] = rng.standard_normal(shape).astype(np.float32)
+        else:
+            arrays[name] = rng.integers(taker.item_limit, size=shape).astype(np.uint8)
     units = rng.integers(num_units, size=frames) if num_units else None
     tokens = [*rng.integers(len(SPECIAL), vocabulary, size=TOKENS).tolist(), END] if vocabulary else None
     return collate([Item("invented", arrays, units, tokens, "")], list(arrays), [0])

@@ -36,21 +36,12 @@ READ_AHEAD = 2  # batches that are being read while one is computed
 
 @dataclass(frozen=True)
 class Extractor:
-    """How a batch of cuts becomes frames, or units, at 25 Hz."""
+    """How a batch of cuts becomes frames at 25 Hz, and the field of the cut that carries them."""
 
     read: Callable[[Cut], Any]  # in a thread; raises BadItem
     compute: Callable[[Sequence[Cut], Sequence[Any]], list[np.ndarray]]  # -> (T, C) of each cut, or (T,) units
     uses: Callable[[Cut], list[str]]  # streams of a cut that its frames are made from; none: the cut is passed over
-    field: str = units.FEATURES  # of the cut, where they go
-
-    def is_sound(self, values: np.ndarray) -> bool:
-        """Whether the frames are all finite, or those of the units were."""
-        return bool(np.isfinite(values).all() if self.field == units.FEATURES else (values != UNKNOWN).all())
-
-    @property
-    def folder(self) -> str:
-        """Of the shards."""
-        return "features" if self.field == units.FEATURES else "units"
+    field: str = units.FEATURES  # also the name of the folder of shards
 
 
 def spectral(feature: str, device: torch.device) -> Extractor:
@@ -159,10 +150,15 @@ def wanted_streams(encoder: AVEncoder, modalities: Sequence[str] | None) -> Mapp
 
 
 def unpad(cuts: Sequence[Cut], values: Tensor, lengths: Tensor) -> list[np.ndarray]:
-    """float16 frames, or units, of each cut, no more than its own at 25 Hz: windows may reach a frame beyond its end."""
+    """float16 frames, or units, of each cut, not beyond its end at 25 Hz, as windows may."""
     rows = (values.half() if values.is_floating_point() else values).cpu().numpy()
     counts = lengths.tolist()
     return [row[: min(count, audio.num_frames(cut))] for cut, row, count in zip(cuts, rows, counts, strict=True)]
+
+
+def is_usable(values: np.ndarray) -> bool:
+    """Whether the frames are all finite, or those were that units stand for."""
+    return bool(np.isfinite(values).all() and (values.dtype.kind != "i" or (values != UNKNOWN).all()))
 
 
 class Extracted(NamedTuple):
@@ -204,7 +200,7 @@ def run(
 def extract(
     path: Path, out: Path, extractor: Extractor, rejects: files.Rejects, *, batch_s: float, jobs: int
 ) -> Extracted:
-    """Write OUT/<name of path>, the cuts with what was extracted and the streams it was made from, part by part."""
+    """Write OUT/<name of path>, the cuts with the extractor's field and what it was made from, part by part."""
     stem = path.name.removesuffix(".jsonl.gz")
     parts: list[Path] = []
     lacking = 0
@@ -219,7 +215,7 @@ def extract(
 
     with ThreadPoolExecutor(jobs) as pool:
         for some in progress(_grouped(usable(), PART_CUTS), f"extract {path.name}, parts of {PART_CUTS} cuts"):
-            part = out / extractor.folder / f"{stem}-{len(parts):05d}.bin"
+            part = out / extractor.field / f"{stem}-{len(parts):05d}.bin"
             if not _record(part).exists():
                 _write_part(part, some, extractor, pool, batch_s)
             for cut_id, reason in json.loads(_record(part).read_text()):
@@ -250,7 +246,7 @@ def _write_part(
     with units.RawShardsWriter(part) as shard:
         for batch, items in read_ahead(by_length(cuts, batch_s), extractor.read, pool, rejected):
             for cut, values in zip(batch, extractor.compute(batch, items), strict=True):
-                if extractor.is_sound(values):
+                if is_usable(values):
                     stored[cut.id] = shard.store(cut, values)
                 else:
                     reason = "its frames are not finite in half precision; look at the sound, or take another layer"

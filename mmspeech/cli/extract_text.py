@@ -24,9 +24,9 @@ from lhotse import MonoCut, SupervisionSegment
 
 from mmspeech import dist, files, seeds
 from mmspeech.console import progress, say
-from mmspeech.data import cutfiles, units
+from mmspeech.data import cutfiles, phone_frames, units
 from mmspeech.data.audio import FRAMES_PER_S
-from mmspeech.data.phones import SILENCE, Lexicon
+from mmspeech.data.phones import SILENCE, Lexicon, ids_of
 from mmspeech.errors import BadItem, UserError
 from mmspeech.models.phone2unit import Phone2Unit, by_length, load_phone2unit
 
@@ -35,7 +35,6 @@ CHUNK = 1_000  # lines whose pauses are drawn at once
 BATCH_PHONES = 4_000  # in one pass of the model, padding included
 FIRST_REASONS = 20  # that a shard's record keeps; the others are counted
 MOST_REASONS = 1_000  # in rejected.jsonl
-IDS_PER_UNIT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ class Voice:
 
     def __init__(self, lexicon: Lexicon, model: Phone2Unit, settings: Settings, device: torch.device) -> None:
         self.lexicon, self.model, self.settings, self.device = lexicon, model.to(device), settings, device
-        self.numbers = {symbol: number for number, symbol in enumerate(lexicon.symbols)}
+        self.pause = ids_of(settings.language)[SILENCE]
 
     def words(self, line: bytes) -> tuple[str, list[list[int]]]:
         """A line's text and the phones of its words. Raises BadItem, whose reason begins with its kind and a colon."""
@@ -101,7 +100,7 @@ class Voice:
         if not text:
             raise BadItem("empty: no text in the line")
         try:
-            words = [[self.numbers[phone] for phone in word] for word in self.lexicon.phones(text)]
+            words = self.lexicon.ids(text)
         except BadItem as error:
             raise BadItem(f"unpronounced: {error}") from None
         if not (count := sum(map(len, words))):
@@ -115,7 +114,7 @@ class Voice:
         pauses = draws < self.settings.silence
         phones = list(words[0])
         for pause, word in zip(pauses, words[1:], strict=False):
-            phones += [self.numbers[SILENCE], *word] if pause else word
+            phones += [self.pause, *word] if pause else word
         return Sentence(name, text, np.array([phone for phone, _ in itertools.groupby(phones)], np.uint8))
 
     @torch.inference_mode()
@@ -197,7 +196,7 @@ def shards(texts: Sequence[Path], out: Path) -> Iterator[Shard]:
                     if not (lines := list(itertools.islice(file, LINES))):
                         break
                     name = f"{stem}-{number:05d}"
-                    arrays = out / "units" / f"{name}.bin"
+                    arrays = out / "text" / f"{name}.bin"
                     cuts, record = out / f"cuts_{name}.jsonl.gz", arrays.with_suffix(".json")
                     yield Shard(1 + number * LINES, lines, stem, arrays, cuts, record)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -221,9 +220,8 @@ def make(shard: Shard, voice: Voice, strict: bool) -> None:
                 reject(sentence.id, f"too long: {len(found) / FRAMES_PER_S:g} s, at most {voice.settings.max_s:g}")
                 continue
             cut = text_cut(sentence, len(found), voice.settings.language)
-            ids = np.repeat(phones[:, None], IDS_PER_UNIT, axis=1)  # (T, 4)
             cut.custom = {
-                "phones": arrays.store(cut, ids),
+                phone_frames.FIELD: arrays.store(cut, phone_frames.repeated(phones)),  # (T, 4)
                 f"units_{voice.settings.name}": arrays.store(cut, found),
             }
             writer.write(cut)

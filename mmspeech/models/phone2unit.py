@@ -122,7 +122,7 @@ class Phone2Unit(nn.Module):
     def __init__(self, config: Phone2UnitConfig, inputs: Mapping[str, Any] | None = None) -> None:
         """`inputs` says how the phones were read in training; it is only kept and saved."""
         super().__init__()
-        self.config, self.inputs, self.item_values = config, dict(inputs or {}), config.num_phones
+        self.config, self.inputs, self.item_limit = config, dict(inputs or {}), config.num_phones
         self.embedding = nn.Embedding(config.num_phones, config.dim)
         self.encoder = nn.ModuleList(Block(config) for _ in range(config.encoder_layers))
         self.predictor = DurationPredictor(config)

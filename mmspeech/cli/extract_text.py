@@ -215,7 +215,7 @@ def make(shard: Shard, voice: Voice, strict: bool) -> None:
     sentences = list(pronounce(shard, voice, reject))
     frames = 0
     with cutfiles.writing_cuts(shard.cuts) as writer, units.RawShardsWriter(shard.arrays) as arrays:
-        for sentence, (phones, found) in zip(sentences, voice.say(sentences, shard.arrays.stem), strict=True):
+        for sentence, (phones, found) in zip(sentences, voice.say(sentences, f"{shard.arrays.stem}, batches"), strict=True):
             if len(found) > voice.settings.max_s * FRAMES_PER_S:
                 reject(sentence.id, f"too long: {len(found) / FRAMES_PER_S:g} s, at most {voice.settings.max_s:g}")
                 continue

@@ -273,15 +273,35 @@ def test_frames_that_are_not_finite_have_no_units(tmp_path, capsys):
         (["--encoder", "{encoder}", "--layer", 1, "--codebook", "{book}", "--phone2unit", "x"], "--phone2unit is not"),
         (["--encoder", "{encoder}", "--layer", 1, "--codebook", "{book}"], "learnt from frames of 3 values, but the"),
         (["--encoder", "{encoder}", "--layer", 1, "--codebook", "{encoder}"], "expected a codebook"),
+        (["--encoder", "{encoder}", "--layer", 3, "--codebook", "{good}"], "--layer 3: the encoder has 0 (fused"),
+        (["--encoder", "{good}", "--layer", 1, "--codebook", "{good}"], "expected config.yaml and encoder.safetensors"),
+        (
+            ["--encoder", "{encoder}", "--layer", 1, "--codebook", "{good}", "--modalities", "v"],
+            "the model knows audio",
+        ),
     ],
 )
 def test_mistakes_with_speech_are_one_line(tmp_path, capsys, words, message):
     path = write_cuts(tmp_path / "data", [1.0], units=None, emg=True)
     save_encoder(tiny_encoder(), tmp_path / "encoder")
     kmeans.Codebook(np.zeros((3, 3), np.float32)).save(tmp_path / "book")
-    given = [str(word).format(encoder=tmp_path / "encoder", book=tmp_path / "book") for word in words]
+    kmeans.Codebook(np.zeros((3, 16), np.float32)).save(tmp_path / "good")
+    names = {name: tmp_path / name for name in ("encoder", "book", "good")}
+    given = [str(word).format(**names) for word in words]
     assert command("extract", "units", path, tmp_path / "out", "--name", "km", *given) == 2
     assert message in capsys.readouterr().err
+
+
+def test_missing_and_empty_cuts_are_named(tmp_path, capsys):
+    save_encoder(tiny_encoder(), tmp_path / "encoder")
+    kmeans.Codebook(np.zeros((3, 16), np.float32)).save(tmp_path / "book")
+    given = ["--encoder", tmp_path / "encoder", "--layer", 1, "--codebook", tmp_path / "book", "--name", "km"]
+    for path, message in (
+        (tmp_path / "none.jsonl.gz", "no such file"),
+        (write_cuts(tmp_path / "data", [], units=None), "no cut gave units_km"),
+    ):
+        assert command("extract", "units", path, tmp_path / "out", *given) == 2
+        assert f"error: {path}: {message}" in capsys.readouterr().err
 
 
 def test_jobs_that_start_together_do_not_clear_the_folder(tmp_path):

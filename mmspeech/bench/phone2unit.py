@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from mmspeech import seeds
 from mmspeech.bench.measure import Ready, Row, Settings
-from mmspeech.models.phone2unit import Phone2Unit, Phone2UnitConfig, by_length
+from mmspeech.models.phone2unit import BATCH_PHONES, Phone2Unit, Phone2UnitConfig, by_length
 from mmspeech.training import parallel
 
 TINY = Phone2UnitConfig(num_units=50, dim=16, encoder_layers=1, decoder_layers=1, ffn_dim=32, duration_dim=16)
 BASE = Phone2UnitConfig(num_units=2000)
 FRAMES_PER_PHONE = 2.2  # 25 frames a second, 11 phones
-BATCH_PHONES = 1000
 Precision = Literal["fp32", "bf16"]
 Batches = list[tuple[Tensor, Tensor]]  # phones (N, P), lengths (N,)
 
@@ -86,7 +85,7 @@ def make_batches(settings: Settings) -> Batches:
     words = np.exp(rng.normal(np.log(15), 0.6, 100 if settings.size == "tiny" else 5000)).clip(3, 50)
     lengths = (4 * words).astype(np.int64)
     batches = list(by_length(lengths, 100 if settings.size == "tiny" else BATCH_PHONES))
-    chosen = np.linspace(0, len(batches) - 1, 3 if settings.quick else 10).astype(int)[1:-1]
+    chosen = np.linspace(0, len(batches) - 1, 3 if settings.quick else 5).astype(int)[1:-1]
     sizes = [torch.from_numpy(lengths[batches[i]]) for i in chosen]
     return [(torch.from_numpy(rng.integers(4, 45, (len(some), int(some.max())))), some) for some in sizes]
 

@@ -28,11 +28,10 @@ from mmspeech.data import cutfiles, phone_frames, units
 from mmspeech.data.audio import FRAMES_PER_S
 from mmspeech.data.phones import SILENCE, Lexicon, ids_of
 from mmspeech.errors import BadItem, UserError
-from mmspeech.models.phone2unit import Phone2Unit, by_length, load_phone2unit
+from mmspeech.models.phone2unit import BATCH_PHONES, Phone2Unit, by_length, load_phone2unit
 
 LINES = 100_000  # of a shard
 CHUNK = 1_000  # lines whose pauses are drawn at once
-BATCH_PHONES = 4_000  # in one pass of the model, padding included
 FIRST_REASONS = 20  # that a shard's record keeps; the others are counted
 MOST_REASONS = 1_000  # in rejected.jsonl
 
@@ -117,22 +116,23 @@ class Voice:
             phones += [self.pause, *word] if pause else word
         return Sentence(name, text, np.array([phone for phone, _ in itertools.groupby(phones)], np.uint8))
 
-    @torch.inference_mode()
     def say(self, sentences: Sequence[Sentence], title: str) -> list[tuple[np.ndarray, np.ndarray]]:
         """(phone of each frame (T,) uint8, units (T,) int32) of each."""
         lengths = np.array([len(sentence.phones) for sentence in sentences], np.int64)
         said: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0))] * len(sentences)
-        for batch in progress(list(by_length(lengths, BATCH_PHONES)), title):
-            padded = np.zeros((len(batch), int(lengths[batch].max())), np.int64)
-            for row, i in zip(padded, batch, strict=True):
-                row[: lengths[i]] = sentences[i].phones
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+        # One autocast around all: it keeps the weights that it has rounded.
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+        with torch.inference_mode(), half:
+            for batch in progress(list(by_length(lengths, BATCH_PHONES)), title):
+                padded = np.zeros((len(batch), int(lengths[batch].max())), np.int64)
+                for row, i in zip(padded, batch, strict=True):
+                    row[: lengths[i]] = sentences[i].phones
                 made = self.model.generate(torch.from_numpy(padded).to(self.device), torch.from_numpy(lengths[batch]))
-            frames, durations = made.lengths.tolist(), made.durations.cpu().numpy()
-            found = made.units.to(torch.int32).cpu().numpy()
-            for place, i in enumerate(batch):
-                phones = np.repeat(sentences[i].phones, durations[place, : lengths[i]])
-                said[i] = phones, found[place, : frames[place]].copy()
+                frames, durations = made.lengths.tolist(), made.durations.cpu().numpy()
+                found = made.units.to(torch.int32).cpu().numpy()
+                for place, i in enumerate(batch):
+                    phones = np.repeat(sentences[i].phones, durations[place, : lengths[i]])
+                    said[i] = phones, found[place, : frames[place]].copy()
         return said
 
 
@@ -215,7 +215,9 @@ def make(shard: Shard, voice: Voice, strict: bool) -> None:
     sentences = list(pronounce(shard, voice, reject))
     frames = 0
     with cutfiles.writing_cuts(shard.cuts) as writer, units.RawShardsWriter(shard.arrays) as arrays:
-        for sentence, (phones, found) in zip(sentences, voice.say(sentences, f"{shard.arrays.stem}, batches"), strict=True):
+        for sentence, (phones, found) in zip(
+            sentences, voice.say(sentences, f"{shard.arrays.stem}, batches"), strict=True
+        ):
             if len(found) > voice.settings.max_s * FRAMES_PER_S:
                 reject(sentence.id, f"too long: {len(found) / FRAMES_PER_S:g} s, at most {voice.settings.max_s:g}")
                 continue

@@ -27,6 +27,7 @@ from mmspeech.errors import UserError
 from mmspeech.files import replacing
 from mmspeech.models.av_encoder import load_weights
 
+BATCH_PHONES = 4000  # in one pass of generation, padding included
 MOST_FRAMES = 125  # of one phone, 5 s: a model gone wild must not fill the memory
 
 
@@ -195,7 +196,7 @@ def phone_of_frame(durations: Tensor, size: int) -> Tensor:
     return torch.searchsorted(ends, frames, right=True).clamp(max=durations.shape[1] - 1)
 
 
-def by_length(lengths: np.ndarray, batch_phones: int) -> Iterator[np.ndarray]:
+def by_length(lengths: np.ndarray, batch_phones: int = BATCH_PHONES) -> Iterator[np.ndarray]:
     """Numbers of items of similar length, in batches of at most so many phones with padding (or one item)."""
     order = np.argsort(-lengths, kind="stable")
     first = 0

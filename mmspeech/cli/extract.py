@@ -210,7 +210,8 @@ def phones(
     model_files = [aligner / part for part in parts if (aligner / part).exists()]  # type: ignore[operator]
     each = (phone_ms or 80) // 10 if fixed else None
     origin = "cut-or-pad" if fixed else "alignment" if aligner is None else "aligner"
-    settings = {"phones": origin, "language": language, "ids_per_phone": each}
+    asked = language if aligner is not None else language or "en"
+    settings = {"phones": origin, "language": asked, "ids_per_phone": each}
     stage = files.Stage(out, [*cuts, *model_files, *([lexicon] if lexicon else [])], settings)
     if stage.is_current():
         check_strict(out, strict)
@@ -221,7 +222,8 @@ def phones(
         if language not in (None, words.language):
             raise UserError(f"--language {language}: {aligner} knows phones of {words.language}; leave it out")
         words = words if lexicon is None else Lexicon.load(lexicon, words.language)
-        extractor, spoken = extract_phones.from_aligner(model, words, place), words.language
+        spoken = words.language
+        extractor = extract_phones.from_aligner(model, words, place)
     elif each is not None:
         spoken = language or "en"
         extractor = extract_phones.from_lexicon(Lexicon.load(lexicon, spoken), each)

@@ -69,12 +69,12 @@ def from_aligner(model: recognizer.Recognizer, lexicon: Lexicon, device: torch.d
         return item, words
 
     @torch.inference_mode()
-    def compute(cuts: Sequence[Cut], read: Sequence[Any]) -> list[np.ndarray]:
-        batch = collate([item for item, _ in read], list(reading.streams), [0] * len(read))
+    def compute(cuts: Sequence[Cut], values: Sequence[Any]) -> list[np.ndarray]:
+        batch = collate([item for item, _ in values], list(reading.streams), [0] * len(values))
         encoded = objective.encoded(batch.to(device))
         rows, lengths = objective.log_probs(encoded).cpu(), encoded.lengths.tolist()
         found = []
-        for cut, row, length, (_, words) in zip(cuts, rows, lengths, read, strict=True):
+        for cut, row, length, (_, words) in zip(cuts, rows, lengths, values, strict=True):
             ids = align(row[:length], words, blank=BLANK, silence=silence).numpy()
             frames = phone_frames.frames_of(cut)  # windows may reach one frame beyond its end, or lack one
             ids = np.pad(ids[:frames], (0, max(frames - length, 0)), constant_values=silence)

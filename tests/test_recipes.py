@@ -81,7 +81,8 @@ def test_every_training_of_the_papers_is_in_a_plan_or_a_row(system):
     named = {name for plan in plans for name in [*plan.pretrain, *plan.finetune]}
     named |= {name.removeprefix("../") for row in rows for name in [*row["pretrain"], *row["finetune"]]}
     patterns = ["finetune/*[0-9]h-*.yaml", *(["pretrain/*.yaml"] if system == DATA2VEC else [])]
-    claimed = configs.read(system.parent / "claims" / f"{system.name}.yaml")["encoders"].values()
+    claims = system.parent / "claims" / f"{system.name}.yaml"
+    claimed = configs.read(claims)["encoders"].values() if claims.exists() else []
     named |= {encoder["conf"] for encoder in claimed}
     assert {str(file.relative_to(system)) for pattern in patterns for file in system.glob(pattern)} <= named
 

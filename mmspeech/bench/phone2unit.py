@@ -84,7 +84,8 @@ def make_batches(settings: Settings) -> Batches:
     rng = seeds.numpy_rng(settings.seed, "sentences")
     words = np.exp(rng.normal(np.log(15), 0.6, 100 if settings.size == "tiny" else 5000)).clip(3, 50)
     lengths = (4 * words).astype(np.int64)
-    batches = list(by_length(lengths, 100 if settings.size == "tiny" else BATCH_PHONES))
+    most = 100 if settings.size == "tiny" else BATCH_PHONES // 4 if settings.quick else BATCH_PHONES
+    batches = list(by_length(lengths, most))
     chosen = np.linspace(0, len(batches) - 1, 3 if settings.quick else 5).astype(int)[1:-1]
     sizes = [torch.from_numpy(lengths[batches[i]]) for i in chosen]
     return [(torch.from_numpy(rng.integers(4, 45, (len(some), int(some.max())))), some) for some in sizes]

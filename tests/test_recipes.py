@@ -38,7 +38,8 @@ def test_pretraining_files_load(file):
         tables = [objective.student.otherwise, objective.teacher.otherwise, objective.unmasked_weight]
         assert run.data.units is None and (objective.top_k or 1) <= run.model.num_layers
     named = {name for table in tables for subset in table for name in subset.split("+")}
-    assert named <= set(run.model.streams) and set(run.data.streams) == set(run.model.streams)
+    taken = set(getattr(run.model, "streams", run.data.streams))  # a phoneme-to-unit model takes what is read
+    assert named <= taken and set(run.data.streams) == taken
     if training.schedule == "tri_stage":
         assert training.warmup_updates + training.hold_updates + training.decay_updates == training.updates
 
@@ -80,7 +81,8 @@ def test_every_training_of_the_papers_is_in_a_plan_or_a_row(system):
     named = {name for plan in plans for name in [*plan.pretrain, *plan.finetune]}
     named |= {name.removeprefix("../") for row in rows for name in [*row["pretrain"], *row["finetune"]]}
     patterns = ["finetune/*[0-9]h-*.yaml", *(["pretrain/*.yaml"] if system == DATA2VEC else [])]
-    claimed = configs.read(system.parent / "claims" / f"{system.name}.yaml")["encoders"].values()
+    claims = system.parent / "claims" / f"{system.name}.yaml"
+    claimed = configs.read(claims)["encoders"].values() if claims.exists() else []
     named |= {encoder["conf"] for encoder in claimed}
     assert {str(file.relative_to(system)) for pattern in patterns for file in system.glob(pattern)} <= named
 

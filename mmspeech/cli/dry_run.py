@@ -28,7 +28,7 @@ VOCABULARY = 1000  # where the texts decide; of a tokenizer whose size is set, t
 
 
 def invented(
-    encoder: AVEncoder,
+    takers: Mapping[str, Any] | nn.ModuleDict,
     streams: Mapping[str, Any],
     *,
     num_units: int = 0,
@@ -38,17 +38,18 @@ def invented(
     """A batch of one clip that has all the streams, with random units or tokens for targets.
 
     Args:
+        takers: stream -> the module that takes it; its `item_shape`, `item_dtype` and `item_limit` say what.
         kinds: instead of one clip, one of each kind: names of the streams that it has, joined by `+`.
     """
     rng, frames = numpy_rng("dry run"), round(SECONDS * FRAMES_PER_S)
     arrays = {}
     for name in streams:
-        frontend: Any = encoder.frontends[name]
-        shape = (frames, *frontend.item_shape)
-        if frontend.item_dtype.is_floating_point:
+        taker: Any = takers[name]
+        shape = (frames, *taker.item_shape)
+        if taker.item_dtype.is_floating_point:
             arrays[name] = rng.standard_normal(shape).astype(np.float32)
         else:
-            arrays[name] = rng.integers(frontend.item_limit, size=shape).astype(np.uint8)
+            arrays[name] = rng.integers(taker.item_limit, size=shape).astype(np.uint8)
     units = rng.integers(num_units, size=frames) if num_units else None
     tokens = [*rng.integers(len(SPECIAL), vocabulary, size=TOKENS).tolist(), END] if vocabulary else None
     items = [
@@ -85,7 +86,7 @@ def one_update(objective: nn.Module, batch: Batch, config: TrainingConfig, devic
 
 
 def sizes(objective: nn.Module) -> list[str]:
-    """Parameters in all, then of each part and of each part of the encoder."""
+    """Parameters in all, then of each part and of each part of what is trained, an encoder as a rule."""
 
     def millions(parts: Mapping[str, nn.Module | nn.Parameter]) -> str:
         counts = {name: count(part) for name, part in parts.items()}
@@ -94,11 +95,13 @@ def sizes(objective: nn.Module) -> list[str]:
     def count(part: nn.Module | nn.Parameter) -> int:
         return part.numel() if isinstance(part, nn.Parameter) else sum(p.numel() for p in part.parameters())
 
-    encoder: AVEncoder = objective.encoder  # type: ignore[assignment]
+    kind = "encoder" if hasattr(objective, "encoder") else "model"
+    trained = objective.get_submodule(kind)
     parts = dict(objective.named_children()) | dict(objective.named_parameters(recurse=False))
-    inner = {f"front-end {name}": frontend for name, frontend in encoder.frontends.items()}
-    inner |= {name: part for name, part in encoder.named_children() if name != "frontends"}
+    inner = {name: part for name, part in trained.named_children() if name != "frontends"}
+    if isinstance(trained, AVEncoder):
+        inner = {f"front-end {name}": frontend for name, frontend in trained.frontends.items()} | inner
     return [
         f"{count(objective) / 1e6:.2f} M parameters: {millions(parts)}",
-        f"encoder, in M: {millions(inner)}",
+        f"{kind}, in M: {millions(inner)}",
     ]

@@ -1,4 +1,4 @@
-"""`mmspeech extract`: mouth tracks, features and phones, stored beside the cuts that carry them."""
+"""`mmspeech extract`: mouth tracks, features, phones and units, stored beside the cuts that carry them."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mmspeech import files
-from mmspeech.cli import pseudo_labels
+from mmspeech.cli import extract_units, pseudo_labels
 from mmspeech.console import say
 from mmspeech.errors import UserError
 
 app = typer.Typer()
 app.command("pseudo-labels")(pseudo_labels.run)
+app.command("units")(extract_units.run)
 
 
 @app.command()

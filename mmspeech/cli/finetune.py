@@ -122,7 +122,7 @@ def run(
         streams = chosen_streams(start, config.streams, conf)
         size = config.tokenizer.size or dry.VOCABULARY
         objective = build(start, config, size)
-        dry.one_update(objective, dry.invented(start, streams, vocabulary=size), config.training, device)
+        dry.one_update(objective, dry.invented(start.frontends, streams, vocabulary=size), config.training, device)
         return
     tune(config, conf, exp)
 

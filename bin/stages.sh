@@ -107,6 +107,12 @@ stop() { _fail "$_script: $*"; }
 
 _end() {
   local status=$?
+  # Stopped by a signal (bash then says 0): what runs gets it, too, and is waited for. A trainer saves where it is, and
+  # who went on at once would start a second one beside it.
+  if pkill -TERM -P $$ 2> /dev/null; then
+    while pgrep -P $$ > /dev/null; do sleep 0.2; done
+    [[ $status -ne 0 ]] || status=143
+  fi
   if [[ $status -ne 0 && -n $_now ]]; then
     {
       echo
@@ -117,6 +123,7 @@ _end() {
   elif [[ $status -eq 0 && -n $_now ]]; then
     printf '\n== done after %s\n' "$(_time $((SECONDS - _began)))" >&2
   fi
+  exit $status
 }
 trap _end EXIT
 

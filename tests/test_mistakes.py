@@ -188,6 +188,21 @@ def test_a_command_line_that_does_not_parse_is_one_line_too(fails, line, said):
 
 
 @pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("finetune", '"data.cuts=[exp/mouth/cuts_trainval.jsonl.gz]"'),
+        ("pretrain", '"data.cuts=[exp/iter1/units/cuts_pretrain.jsonl.gz]"'),
+        ("decode", "several with commas. [av]"),
+        ("cluster  fit", "mmspeech cluster fit"),
+    ],
+)
+def test_help_can_be_copied(capsys, line, shown):
+    """Brackets are no colours, in groups of commands neither."""
+    assert command(*line.split("  "), "--help") == 0
+    assert shown in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
     ("corpus", "inside"),
     [
         ("lrs3", ["pretrain", "trainval", "test"]),

@@ -71,6 +71,31 @@ def test_each_recognizer_is_tuned_on_the_labels_its_plan_gives_it(recipe, tmp_pa
     assert all(f"data.valid_cuts=['{mouth}/cuts_valid.jsonl.gz']" in line for line in lines)
 
 
+def test_a_stopped_recipe_waits_until_its_trainer_has_saved(tmp_path):
+    """SIGTERM to run.sh alone reaches what it runs, and the line that says how to go on comes after its end."""
+    program = tmp_path / "bin" / "mmspeech"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/bash\ntrap 'sleep 0.5; echo saved >&2; exit 143' TERM\necho begun\nsleep 30 > /dev/null 2>&1 & wait\n"
+    )
+    program.chmod(0o755)
+    path = os.pathsep.join([str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+    line = ["bash", str(ROOT / "recipes/lrs3/run.sh"), "--exp", str(tmp_path / "exp")]
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as recipe:
+        assert recipe.stdout is not None and recipe.stdout.readline() == "begun\n"
+        recipe.terminate()
+        _, said = recipe.communicate(timeout=20)
+    assert recipe.returncode != 0
+    assert "saved\n" in said and said.index("saved\n") < said.index("go on from there with"), said
+
+
+def test_a_row_that_is_not_there_is_told_with_its_neighbours(recipe):
+    done = recipe("--row", CONF / "rows/table2-drop-x.yaml", "--dry-run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "no such file; recipes/lrs3/conf/SYSTEM/rows has table2-drop-a table2-drop-av" in done.stderr
+
+
 def test_noise_reaches_only_trainings_whose_files_name_it(recipe, tmp_path):
     """AV-HuBERT's published clean configurations stay clean beside --musan, which the tests in noise need."""
     write_splits(tmp_path / "exp/mouth", trainval=["yes"], valid=["yes"], test=["no"])
@@ -105,6 +130,8 @@ def test_validation_list_and_alignments_reach_the_preparation_of_lrs3_alone(reci
     assert "--valid-ids valid.id --alignments phones" in done.stdout.splitlines()[0]
     done = recipe("--corpus", "grid", *words)
     assert (done.returncode, done.stdout) == (2, "") and "are for --corpus lrs3" in done.stderr
+    done = recipe("--corpus", "grid", *words[2:])
+    assert (done.returncode, done.stdout) == (2, "") and "--alignments is for --corpus lrs3 or lrs2" in done.stderr
 
 
 def test_a_plan_with_three_corpora_takes_each_for_what_it_is(recipe, tmp_path):
@@ -198,6 +225,38 @@ def test_a_model_to_start_from_takes_the_place_of_pretraining(recipe, tmp_path):
     tuned, given, *_ = lines = [line.split() for line in done.stdout.splitlines()]
     assert [line[0] for line in lines] == ["finetune", "decode", "decode", "score", "score"]
     assert tuned[tuned.index("--encoder") + 1] == given[1] == str(model) and given[3] == f"{exp}/as-given/decode"
+
+
+def test_lrs2_is_tuned_on_what_was_pretrained_elsewhere(recipe, tmp_path):
+    """VATLM, Table II: its own lists validate; a row of LRS2 takes --init, and no other corpus."""
+    exp, model, row = tmp_path / "exp", tmp_path / "encoder", tmp_path / "row.yaml"
+    model.mkdir()
+    tree = {"table": "Table II", "row": "BASE", "encoder": str(CONF / "pretrain/base-vox-5.yaml"), "corpus": "LRS2"}
+    row.write_text(
+        yaml.safe_dump(tree | {"labelled_corpus": "LRS2", "finetune": [str(CONF / "finetune/base-vox-433h-v.yaml")]})
+    )
+    write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    words = ["--corpus", "lrs2", "--data", "bbc", "--init", model, "--alignments", "phones", "--landmarks", "marks"]
+    done = recipe(*words, "--row", row)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert done.stdout.startswith(f"prepare lrs2 bbc {exp}/data --jobs")
+    assert lines[0][-4:] == ["--max-s", "15", "--alignments", "phones"]
+    tuned = next(line for line in lines if line[0] == "finetune")
+    assert tuned[2] == f"{exp}/row" and tuned[tuned.index("--encoder") + 1] == str(model)
+    assert not any(line[0] == "pretrain" for line in lines)
+    done = recipe(*words)
+    assert done.returncode == 0 and "finetune/init-av.yaml" in done.stdout
+    for words, message in [
+        (["--corpus", "lrs3", "--data", "d", "--row", row], "is tuned on LRS2; give --corpus lrs2"),
+        (["--corpus", "lrs2", "--data", "d", "--row", CONF / "rows/table2-drop-v.yaml"], "is tuned on LRS3; give"),
+        (
+            ["--corpus", "lrs2", "--data", "d", "--init", model, "--valid-ids", "x"],
+            "--valid-ids and --translations are",
+        ),
+    ]:
+        done = recipe(*words)
+        assert (done.returncode, done.stdout) == (2, "") and message in done.stderr, done.stderr
 
 
 def test_a_model_that_is_not_there_is_told_at_once(recipe, tmp_path):

@@ -13,7 +13,7 @@ from mmspeech.command import call
 # Imported when named: `mmspeech --help` and `mmspeech score` need not wait for torch.
 COMMANDS = {
     "prepare": "A corpus on disk -> Lhotse cuts: audio as 16 kHz FLAC, transcripts, speakers, alignments.",
-    "extract": "Cuts -> mouth tracks; cuts -> frames of features.",
+    "extract": "Cuts -> mouth tracks, frames of features, phones; decoded cuts -> transcribed ones.",
     "cluster": "Frames -> a codebook of hidden units; cuts -> cuts with units; purity against phones.",
     "pretrain": "Cuts with units -> an encoder, by masked prediction.",
     "finetune": "An encoder and transcribed cuts -> a recognizer.",
@@ -40,6 +40,7 @@ def _app() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         add_completion=False,
+        rich_markup_mode=None,  # else brackets in a help text, as in data.cuts=[...], are taken for colours
     )
 
     @app.callback(invoke_without_command=True)

@@ -44,12 +44,11 @@ def invented(
     arrays = {}
     for name in streams:
         frontend: Any = encoder.frontends[name]
-        values = rng.standard_normal((frames, *frontend.item_shape))
-        if not frontend.item_dtype.is_floating_point:
-            middle, highest = frontend.item_values / 2, frontend.item_values - 1
-            arrays[name] = (middle * (1 + values / 3)).clip(0, highest).astype(np.uint8)
+        shape = (frames, *frontend.item_shape)
+        if frontend.item_dtype.is_floating_point:
+            arrays[name] = rng.standard_normal(shape).astype(np.float32)
         else:
-            arrays[name] = values.astype(np.float32)
+            arrays[name] = rng.integers(frontend.item_limit, size=shape).astype(np.uint8)
     units = rng.integers(num_units, size=frames) if num_units else None
     tokens = [*rng.integers(len(SPECIAL), vocabulary, size=TOKENS).tolist(), END] if vocabulary else None
     items = [

@@ -34,11 +34,12 @@ READ_AHEAD = 2  # batches that are being read while one is computed
 
 @dataclass(frozen=True)
 class Extractor:
-    """How a batch of cuts becomes frames at 25 Hz."""
+    """How a batch of cuts becomes frames at 25 Hz, and the field of the cut that carries them."""
 
     read: Callable[[Cut], Any]  # in a thread; raises BadItem
     compute: Callable[[Sequence[Cut], Sequence[Any]], list[np.ndarray]]  # -> (T, C) of each cut
     uses: Callable[[Cut], list[str]]  # streams of a cut that its frames are made from; none: the cut is passed over
+    field: str = units.FEATURES  # also the name of the folder of shards
 
 
 def spectral(feature: str, device: torch.device) -> Extractor:
@@ -178,7 +179,7 @@ def run(
 def extract(
     path: Path, out: Path, extractor: Extractor, rejects: files.Rejects, *, batch_s: float, jobs: int
 ) -> Extracted:
-    """Write OUT/<name of path>, the cuts with `features` and the streams they were made from, part by part."""
+    """Write OUT/<name of path>, the cuts with the extractor's field and what it was made from, part by part."""
     stem = path.name.removesuffix(".jsonl.gz")
     parts: list[Path] = []
     lacking = 0
@@ -193,7 +194,7 @@ def extract(
 
     with ThreadPoolExecutor(jobs) as pool:
         for some in progress(_grouped(usable(), PART_CUTS), f"extract {path.name}, parts of {PART_CUTS} cuts"):
-            part = out / "features" / f"{stem}-{len(parts):05d}.bin"
+            part = out / extractor.field / f"{stem}-{len(parts):05d}.bin"
             if not _record(part).exists():
                 _write_part(part, some, extractor, pool, batch_s)
             for cut_id, reason in json.loads(_record(part).read_text()):
@@ -232,8 +233,8 @@ def _write_part(
     with cutfiles.writing_cuts(_cuts(part)) as writer:
         for cut in cuts:
             if cut.id in stored:
-                cut = cut.with_custom(units.FEATURES, stored[cut.id])
-                writer.write(cut.with_custom(units.made_from_field(units.FEATURES), "+".join(extractor.uses(cut))))
+                cut = cut.with_custom(extractor.field, stored[cut.id])
+                writer.write(cut.with_custom(units.made_from_field(extractor.field), "+".join(extractor.uses(cut))))
     files.write_json(_record(part), rejected)
 
 

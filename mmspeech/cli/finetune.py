@@ -153,7 +153,7 @@ def tune(config: Seq2SeqRun | CTCRun, conf: Path, exp: Path) -> None:
     """Fine-tune in EXP, if that is not done. Raises UserError for what a user can mend; `conf` is named in errors."""
     assert config.encoder is not None  # `read` has looked
     # `origin` tells what must be the same: a run may go on for longer.
-    inputs = [config.encoder, *config.data.files()]
+    inputs = [config.encoder, *config.data.files(), *([config.tokenizer.lexicon] if config.tokenizer.lexicon else [])]
     stage = files.Stage(exp / "model", inputs=inputs, settings=origin.settings(config), anew=True)
     if stage.is_current():
         return

@@ -1,8 +1,8 @@
 """One front-end per kind of stream: (n, T, ...) as the reader gives it -> (n, T, D) features at 25 Hz.
 
 A new modality costs a class here (often none: `linear` takes any vectors), one line in FRONTENDS, a reader in
-`data/`, and lines of YAML. `item_shape` and `item_dtype` say what a frame is as the reader gives it, and of whole
-numbers `item_values` how many there are.
+`data/`, and lines of YAML. `item_shape` and `item_dtype` say what a frame is as the reader gives it, `item_limit`
+how many whole numbers there are, from 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ class LipFrontend(nn.Module):
         activation: Activation = "prelu",
     ) -> None:
         super().__init__()
-        self.item_shape, self.item_dtype, self.item_values = (crop, crop), torch.uint8, 256
+        self.item_shape, self.item_dtype, self.item_limit = (crop, crop), torch.uint8, 256
         self.resnet = LipResNet(stem, widths, blocks, activation)
         self.project = nn.Linear(self.resnet.dim, dim)
 
@@ -78,7 +78,7 @@ class PhoneFrontend(nn.Module):
     def __init__(self, dim: int, size: int) -> None:
         """`size`: ids; also that of padding has a trained row."""
         super().__init__()
-        self.item_shape, self.item_dtype, self.item_values = (4,), torch.uint8, size
+        self.item_shape, self.item_dtype, self.item_limit = (4,), torch.uint8, size
         self.embedding = nn.Embedding(size, dim)
         self.conv1 = nn.Conv1d(dim, dim, 3, stride=2, padding=1)
         self.conv2 = nn.Conv1d(dim, dim, 3, stride=2, padding=1)

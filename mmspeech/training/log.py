@@ -1,5 +1,6 @@
 """What a run tells: log.txt for people, metrics.jsonl for programs, TensorBoard for curves, a bar for the impatient."""
 
+import datetime
 import json
 import math
 import sys
@@ -22,6 +23,7 @@ class Log:
     def __init__(self, folder: Path, update: int, updates: int) -> None:
         self.folder, self.update, self.updates = folder, update, updates
         self._last_said = 0.0
+        self._began = (time.monotonic(), update)
 
     def __enter__(self) -> "Log":
         self._bar = console.bar(TextColumn("{task.fields[status]}"))
@@ -60,7 +62,8 @@ class Log:
         if not dist.is_first():
             return
         hurried = kind == "train" and (_has_bar() or time.monotonic() - self._last_said < 20)
-        self.line(f"update {update}/{self.updates} {kind}: {text}", quiet=hurried)
+        left = f"  {self._left(update)} left" if kind == "train" else ""
+        self.line(f"update {update}/{self.updates} {kind}: {text}{left}", quiet=hurried)
         self._last_said = self._last_said if hurried else time.monotonic()
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         with files.room_for(self.folder / "metrics.jsonl"):
@@ -69,6 +72,12 @@ class Log:
         with files.room_for(self.folder / "tensorboard"):
             for name, value in figures.items():
                 self._board.add_scalar(f"{kind}/{name}", value, update)
+
+    def _left(self, update: int) -> str:
+        """How long the rest takes at the pace so far, as in 0:12:30."""
+        began, first = self._began
+        seconds = (time.monotonic() - began) / max(update - first, 1) * (self.updates - update)
+        return str(datetime.timedelta(seconds=round(seconds)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

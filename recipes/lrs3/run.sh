@@ -5,6 +5,7 @@
 #   recipes/lrs3/run.sh --system av-data2vec                        the same without units: a teacher gives the targets
 #   recipes/lrs3/run.sh --corpus grid --data /data/grid --stage 3 --stop-stage 4
 #   recipes/lrs3/run.sh --corpus clips --data my_videos --init base_vox_iter5.pt     own clips on a published model
+#   recipes/lrs3/run.sh --corpus lrs2 --data /data/lrs2 --init exp/iter5/encoder     LRS2 on an encoder of our own
 #   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --musan /data/musan --row recipes/lrs3/conf/uhubert/rows/FILE
 #   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --vox /data/voxceleb2 --vox-ids vox-en.id --tedlium /data/TEDLIUM_release-3 \
 #     --musan /data/musan --nproc 8 --conf recipes/lrs3/conf/uhubert/uhubert-large-td.yaml
@@ -13,7 +14,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
 system=uhubert   # or av-data2vec: whose plans are meant, conf/SYSTEM
-corpus=synth     # synth (made by stage 0), lrs3, grid, or clips: any folder of own videos or sound
+corpus=synth     # synth (made by stage 0), lrs3, lrs2, grid, or clips: any folder of own videos or sound
 data=            # folder of the corpus, as it was published
 musan=           # folder of MUSAN for noisy training and tests; synth brings its own noise
 vox=             # folder of VoxCeleb2, for plans that pre-train on it
@@ -28,21 +29,31 @@ dry_run=no       # only build the models, take one update on an invented clip, s
 nproc=1          # training processes on this machine, one per GPU
 jobs=            # processes that prepare and extract; by default one per core
 babbles=         # mixtures of 30 voices; by default 10000, for synth 150
-max_clip=15      # seconds; longer utterances of LRS3 are split at pauses
+max_clip=15      # seconds; longer utterances of LRS3 and LRS2 are split at pauses
 valid_ids=       # only lrs3: file with the validation clips, one SPEAKER/CLIP of trainval per line; else by speaker
-alignments=      # only lrs3: folder of TextGrid or CTM files with phones, to measure units against
+alignments=      # only lrs3, lrs2: folder of TextGrid or CTM files with phones, to measure units against
 translations=    # only lrs3: file of lines SPLIT/SPEAKER/CLIP, a tab and the translation, for plans that translate
 source "$here/../../bin/stages.sh" "$@"   # reads the options above, --stage, --stop-stage, --help; defines begin_stage
-case $corpus in synth | lrs3 | grid | clips) ;; *) stop "--corpus $corpus: expected synth, lrs3, grid or clips" ;; esac
+case $corpus in synth | lrs3 | lrs2 | grid | clips) ;; *) stop "--corpus $corpus: expected synth, lrs3, lrs2, grid or clips" ;; esac
 case $system in uhubert | av-data2vec) ;; *) stop "--system $system: expected uhubert or av-data2vec" ;; esac
 jobs=${jobs:-$(getconf _NPROCESSORS_ONLN)}
-[ -z "$row" ] || [ -z "$conf$init" ] || stop "--row $row: a row is a plan of its own; leave --conf and --init out"
+# A row of LRS2 is tuned there on what was pre-trained elsewhere.
+[ -z "$row" ] || [ -z "$conf$init" ] || { [ -z "$conf" ] && [ "$corpus" = lrs2 ]; } || stop "--row $row: a row is a plan of its own; leave --conf and --init out"
 plan=$corpus
-[ -z "$init" ] || [[ $corpus != clips && $corpus != grid ]] || plan=init
+[ -z "$init" ] || [[ $corpus != clips && $corpus != grid && $corpus != lrs2 ]] || plan=init
 conf=${row:-${conf:-$here/conf/$system/$plan.yaml}}
+if [ -n "$row" ] && [ ! -e "$row" ]; then
+  name=$(basename "$row")
+  near=$(find "$here"/conf/*/rows -name "${name:0:11}*.yaml" -exec basename {} .yaml \; | sort -u | head -n 12 | paste -sd ' ')
+  stop "--row $row: no such file${near:+; recipes/lrs3/conf/SYSTEM/rows has $near}"
+fi
 [ -e "$conf" ] || stop "--conf $conf: not there; $system has $(ls "$here/conf/$system" | grep yaml | paste -sd ' ')"
 domain=$([ -z "$row" ] || plan labelled_corpus)
-[ "${domain:-LRS3}" = LRS3 ] || stop "--row $row: is tuned on $domain; that is what recipes/librispeech/run.sh does"
+case ${domain:-LRS3} in
+  LRS3) [ -z "$row" ] || [ "$corpus" != lrs2 ] || stop "--row $row: is tuned on LRS3; give --corpus lrs3" ;;
+  LRS2) [ "$corpus" = lrs2 ] || stop "--row $row: is tuned on LRS2; give --corpus lrs2 --data, and --init with the encoder that was pre-trained" ;;
+  *) stop "--row $row: is tuned on $domain; that is what recipes/librispeech/run.sh does" ;;
+esac
 pretrained=$(plan pretrain)
 finetuned=$(plan finetune)
 last=$(printf '%s' "$pretrained" | grep -c . || true)   # number of iterations; 0: a row without pre-training
@@ -54,7 +65,8 @@ loud=$(plan "noisy${init:+-finetune}")   # files that train with noise: the othe
 noisy=$(sed -n 1p <<< "$loud")
 sweeps=$(plan sweeps)   # fine-tunings that are sweeps, and the noises they are selected under
 language=$(plan texts | sed -n 's/^translation\.//p' | sed -n 1p)
-[ "$corpus" = lrs3 ] || [ -z "$valid_ids$alignments$translations" ] || stop "--valid-ids, --alignments and --translations are for --corpus lrs3; leave them out"
+[ "$corpus" = lrs3 ] || [ -z "$valid_ids$translations" ] || stop "--valid-ids and --translations are for --corpus lrs3; leave them out"
+[[ $corpus == lrs[23] ]] || [ -z "$alignments" ] || stop "--alignments is for --corpus lrs3 or lrs2; leave it out"
 if [ "$corpus" = synth ]; then
   [ -z "$data$musan$landmarks" ] || stop "--data, --musan, --landmarks: the embedded corpus brings its own; add --corpus lrs3, grid or clips"
   data=$exp/corpus/lrs3 musan=$exp/corpus/musan landmarks=$exp/corpus/landmarks alignments=$exp/corpus/alignments
@@ -132,7 +144,7 @@ fi
 
 if begin_stage 1 "cuts: audio as FLAC, transcripts, splits; noise if there is any"; then
   own=()   # options of this corpus
-  case $corpus in synth | lrs3)
+  case $corpus in synth | lrs3 | lrs2)
     own=(--max-s "$max_clip")
     [ -z "$valid_ids" ] || own+=(--valid-ids "$valid_ids")
     [ -z "$alignments" ] || own+=(--alignments "$alignments")

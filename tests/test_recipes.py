@@ -11,6 +11,7 @@ import yaml
 from mmspeech import config as configs
 from mmspeech.cli import finetune, pretrain, sweep
 from mmspeech.data.noise import NoiseConfig
+from mmspeech.data.reading import check_streams
 from mmspeech.errors import UserError
 from mmspeech.plan import Plan, main, noisy
 from mmspeech.pretraining.avdata2vec import AVData2vecConfig
@@ -33,6 +34,7 @@ def test_pretraining_files_load(file):
     """Keys and values fit; dropped streams are streams of the model; a tri-stage schedule ends with the updates."""
     tree = configs.read(file)
     run = configs.build(tree, pretrain.RUNS[tree["system"]][0], file)
+    check_streams(run.data.streams)
     objective, training = run.objective, run.training
     tables = [objective.modality_dropout] if tree["system"] == "uhubert" else []
     if tree["system"] == "av-data2vec":

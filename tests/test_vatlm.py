@@ -216,8 +216,9 @@ def test_removed_front_ends_leave_zeros_in_the_fusion():
     less.encode(streams, items.lengths).frames.sum().backward()
 
 
-def test_a_model_tuned_without_phones_is_saved_and_read(tmp_path):
-    """`remove: [text, audio]` in YAML: lips alone are tuned, and decoding by sound is refused with one line."""
+def test_a_model_tuned_without_phones_is_saved_and_read(tmp_path, capsys):
+    """`remove: [text, audio]` in YAML: lips alone are tuned, and decoding by sound is refused with one line; beside
+    lips it is skipped, as a plan names the streams of all its recognizers."""
     cuts = write_cuts(tmp_path / "data", [1.0, 1.2, 0.8], lips=range(3))
     streams = PRETRAIN["model"]["streams"] | {"text": STREAMS["text"]}
     model = configs.build(PRETRAIN["model"] | {"streams": streams}, AVEncoderConfig, tmp_path)
@@ -228,3 +229,7 @@ def test_a_model_tuned_without_phones_is_saved_and_read(tmp_path):
     assert list(recognizer.load(tmp_path / "exp/model").inputs) == ["video"]
     assert command("decode", tmp_path / "exp/model", cuts, tmp_path / "decode", "--modality", "v") == 0
     assert command("decode", tmp_path / "exp/model", cuts, tmp_path / "decode", "--modality", "a") == 2
+    assert "exp/model was tuned without; it knows video" in capsys.readouterr().err
+    assert command("decode", tmp_path / "exp/model", cuts, tmp_path / "both", "--modality", "av,v") == 0
+    assert [folder.name.split("-")[1] for folder in (tmp_path / "both").iterdir()] == ["v"]
+    assert "-av: skipped, " in (said := capsys.readouterr().err) and "was tuned without audio and text" in said

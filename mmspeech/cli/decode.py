@@ -221,8 +221,7 @@ def conditions(
     kinds = [kind for one in noise.split(",") for kind in ([one] if one == "clean" else map(str, parse_kinds([one])))]
     kinds = list(dict.fromkeys(kinds))
     file_names = {kind: parse_kind(kind).file_name for kind in kinds if kind != "clean"}
-    for typed in dict.fromkeys(modality.split(",")):
-        streams = named_streams(typed, model.inputs, "--modality")
+    for typed, streams in tuned_streams(model, modality, name).items():
         heard = any(model.inputs[stream]["reader"] == "logmel" for stream in streams)
         if not heard and "clean" not in kinds:
             say(f"{name}-{typed}-clean: decoded in place of {noise}, because {typed} hears no noise")
@@ -237,6 +236,22 @@ def conditions(
                         f"`mmspeech prepare noisy {cuts} NOISE_DIR DIR --noise {kind}`"
                     )
                 yield Condition(name, typed, streams, kind, noise_sets / file_name, heard)
+
+
+def tuned_streams(model: recognizer.Recognizer, modality: str, name: str) -> dict[str, list[str]]:
+    """Of what --modality names, as typed -> streams, that which the model was tuned with; a line for each other.
+
+    A plan tests all its recognizers with the same. Raises UserError for streams nobody knows, and if none is left.
+    """
+    known = [*model.inputs, *model.removed]
+    named = {typed: named_streams(typed, known, "--modality") for typed in modality.split(",")}
+    left = {typed: streams for typed, streams in named.items() if not set(streams) & set(model.removed)}
+    if not left:
+        raise UserError(f"--modality {modality}: {model.folder} was tuned without; it knows {', '.join(model.inputs)}")
+    for typed in named:
+        if typed not in left:
+            say(f"{name}-{typed}: skipped, {model.folder} was tuned without {' and '.join(model.removed)}")
+    return left
 
 
 def all_conditions(model: recognizer.Recognizer, noise_sets: Path | None) -> tuple[str, str]:

@@ -111,6 +111,11 @@ class AVEncoder(nn.Module):
             position_groups=config.position_groups,
         )
 
+    @property
+    def removed(self) -> list[str]:
+        """Streams whose front-ends `without` has left out."""
+        return [name for name, frontend in self.frontends.items() if isinstance(frontend, NoFrontend)]
+
     def without(self, names: Sequence[str]) -> "AVEncoder":
         """The same encoder without the front-ends of these streams, which count as absent from then on.
 

@@ -14,6 +14,7 @@ from mmspeech.console import say
 from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, validation_batches
 from mmspeech.errors import UserError
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_weights, save_encoder
+from mmspeech.plan import check_no_plan
 from mmspeech.pretraining.avdata2vec import AVData2vec, AVData2vecConfig
 from mmspeech.pretraining.uhubert import UHubert, UHubertConfig
 from mmspeech.training import checkpoint, origin, trainer
@@ -122,6 +123,7 @@ def run(
 def read(conf: Path, overrides: list[str], *, dry_run: bool) -> UHubertRun | AVData2vecRun:
     """The settings of a run; without `dry_run` it must name what it predicts. Raises UserError."""
     tree = configs.read(conf, overrides)
+    check_no_plan(tree, conf, "pretrain")
     system = tree.get("system")
     if not isinstance(system, str) or system not in RUNS:
         raise UserError(f"{conf}: `system` is {system!r}; expected one of {', '.join(RUNS)}")

@@ -386,7 +386,7 @@ def markdown(claims: Claims, outcomes: Sequence[Outcome]) -> str:
 
 
 def run(
-    system: Annotated[str, typer.Argument(help="Whose claims: a file of recipes/lrs3/conf/claims.")],
+    system: Annotated[str, typer.Argument(help="Whose claims: a file of recipes/lrs3/conf/claims, e.g. uhubert.")],
     only: Annotated[str, typer.Option(help="These claims alone, e.g. b or a,c.")] = "",
     exp: Annotated[Path | None, typer.Option(help="Folder for everything; default: exp/claims/SYSTEM.")] = None,
     nproc: Annotated[int, typer.Option(min=1, help="Training processes, one per GPU.")] = 1,
@@ -399,6 +399,9 @@ def run(
     claims.json, claims.md, a picture for claims that have one, and times.jsonl.
     """
     file = conf or CONF / "claims" / f"{system}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in (CONF / "claims").glob("*.yaml")))
+        raise UserError(f"{file}: no such file; recipes/lrs3/conf/claims has {known}: give one of them")
     claims = configs.load(file, Claims)
     wanted = only.split(",") if only else list(claims.claims)
     for name in wanted:

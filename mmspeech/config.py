@@ -133,7 +133,10 @@ def _read_with_bases(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = tree.pop("base", None)
     if base is None:
         return tree
-    return _merge(_read_with_bases(file.parent / str(base), (*seen, file.resolve())), tree)
+    below = file.parent / str(base)
+    if not below.is_file():
+        raise UserError(f"{file}: `base: {base}` is relative to this file, but {below} is not there; mend the path")
+    return _merge(_read_with_bases(below, (*seen, file.resolve())), tree)
 
 
 def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,5 +204,7 @@ def _convert(value: object, kind: Any, file: Path, key: str) -> Any:
         return Path(value)
     if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
+    if origin in (list, Sequence) and isinstance(value, str | int | float):
+        raise UserError(f'{file}: `{key}` is {value!r}; expected a list: --set "{key}=[{value}]"')
     wanted = getattr(kind, "__name__", str(kind)) if not arguments else str(kind)
     raise UserError(f"{file}: `{key}` is {value!r}; expected {wanted}")

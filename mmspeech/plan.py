@@ -14,7 +14,7 @@ A plan that stands for one row of a paper's table (conf/*/rows/) also has the fi
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -133,6 +133,18 @@ def load(file: Path) -> Plan:
     if first and first.exists() and configs.read(first).get("system") == "uhubert":
         raise UserError(f"{file}: `units` and `clusters` are missing; u-HuBERT predicts units: add them")
     return plan
+
+
+def check_no_plan(tree: Mapping[str, Any], file: Path, key: Literal["pretrain", "finetune"]) -> None:
+    """Raise UserError if the settings of what should be a run are those of a plan."""
+    named = next((one for name in (key, "pretrain", "finetune") for one in _listed(tree.get(name))), None)
+    if named is not None and "system" not in tree and "task" not in tree:
+        one = file.parent / str(named)
+        raise UserError(f"{file}: is a plan, for run.sh --conf; give one of the files that it names, as {one}")
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def load_row(file: Path) -> Row:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from public_models import public_inputs, reference
 
+from mmspeech.errors import UserError
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig
 from mmspeech.models.import_avhubert import load_encoder
 
@@ -142,6 +143,12 @@ def test_batch_norm_counts_valid_frames_only():
     other.train().encode({"video": longer}, lengths)
     for (name, one), two in zip(encoder.named_buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(one, two, msg=name)
+
+
+def test_frames_of_another_shape_are_told_the_one_expected():
+    """From Python: axes the other way round."""
+    with pytest.raises(UserError, match=r"expected \(N, T, 104\), found \(2, 104, 6\)"):
+        AVEncoder(tiny_config()).encode({"audio": torch.randn(2, 104, 6)}, {"audio": torch.tensor([6, 6])})
 
 
 def test_invented_stream_costs_lines_of_yaml():

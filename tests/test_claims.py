@@ -32,6 +32,11 @@ def test_what_is_no_inequality_is_refused(wrong):
         claims.parse(wrong)
 
 
+def test_claims_of_nobody_are_told_from_those_there_are(tmp_path):
+    with pytest.raises(UserError, match="recipes/lrs3/conf/claims has av-data2vec, uhubert: give one"):
+        claims.run("uhuber", exp=tmp_path / "exp")
+
+
 def test_a_verdict_follows_from_the_interval_alone():
     assert [claims.judge(*bounds) for bounds in ((0.1, 2.0), (-0.1, 2.0), (-3.0, -0.1), (0.0, 1.0))] == [
         "shown",

@@ -111,6 +111,12 @@ def test_sets_that_do_not_belong_together_are_refused(tmp_path, change, message)
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_that_is_not_there_is_told_from_its_neighbours(tmp_path):
+    a, b = two_systems(tmp_path, [("one", "one")], [("one", "one")])
+    with pytest.raises(UserError, match=f"no such folder; did you mean {a}\\?"):
+        compare.compare(a.with_name(f"{a.name}_0"), b)
+
+
 def text_of(*texts):
     return "".join(json.dumps({"id": f"u{i}", "text": text}) + "\n" for i, text in enumerate(texts))
 

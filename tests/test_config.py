@@ -58,6 +58,8 @@ def test_what_is_dumped_loads_again(tmp_path):
         ("size: 1\nkind: z", r"`kind` is 'z'; expected one of x, y"),
         ("size: [", r"not valid YAML"),
         ("base: own.yaml", r"leads back to itself"),
+        ("base: up/none.yaml", r"own.yaml: `base: up/none.yaml` is relative to this file, but .*/up/none.yaml is not"),
+        ("size: 1\npaths: a.gz", r"`paths` is 'a.gz'; expected a list: --set \"paths=\[a.gz\]\""),
         ("- 1", r"expected `key: value` lines"),
     ],
 )

@@ -89,9 +89,11 @@ def test_padding_changes_nothing():
     assert greedy(poisoned, lengths, 0) == greedy(frames, lengths, 0)
 
 
-@pytest.mark.parametrize("setting", [{"beam": 0}, {"nbest": 2}, {"beam": 4, "nbest": 5}, {"beam": 4, "nbest": 0}])
+@pytest.mark.parametrize("setting", [{"nbest": 2}, {"beam": 4, "nbest": 5}, {"beam": 4, "nbest": 0}])
 def test_a_search_that_cannot_be_is_refused(setting):
     """As with the attention decoder: 1 <= nbest <= beam."""
     with pytest.raises(UserError, match="expected 1 <= nbest <= beam"):
         CTCSearchConfig(**setting)
+    with pytest.raises(UserError, match=r"^beam: 0; expected a width of 1 or more"):
+        CTCSearchConfig(beam=0)
     assert CTCSearchConfig(beam=4, nbest=4).nbest == 4

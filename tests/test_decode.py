@@ -171,6 +171,7 @@ def test_joint_search_is_a_setting(world, decoded, tmp_path):
     ("options", "text"),
     [
         (["--set", "ctc_weight=0.3"], "ctc_weight: 0.3, but this model has no CTC head"),
+        (["--set", "beam=0"], "--set: beam: 0; expected a width of 1 or more"),
         (["--beam", "1,x"], "--beam 1,x: expected widths from 1 on"),
         (["--beam", "0"], "--beam 0: expected widths from 1 on"),
         (

@@ -14,8 +14,13 @@ from cuts import FINETUNE, PRETRAIN, command, write_cuts, write_run
 from lhotse import CutSet, NumpyFilesWriter
 
 from mmspeech.cli import decode
+from mmspeech.data import loader
 from mmspeech.data.cutfiles import writing_cuts
+from mmspeech.data.open_shards import forget_open_shards
+from mmspeech.data.reading import read_item
 from mmspeech.training import checkpoint
+
+PLAN = Path(__file__).parents[1] / "recipes/lrs3/conf/uhubert/synth.yaml"
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,22 @@ def test_missing_file_or_folder_is_named_and_nothing_is_made(fails, tmp_path, li
         ("decode  {model}  {cuts}  {out}  --noise  babel:0", ["--noise babel:0", "babble, music"]),
         ("decode  {model}  {cuts}  {out}  --noise  babble:0", ["babble_0dB.jsonl", "mmspeech prepare noisy"]),
         ("pretrain  {finetune}  {out}", ["finetune.yaml: `system` is None", "uhubert"]),
+        ("pretrain  {plan}  {out}", ["synth.yaml: is a plan, for run.sh --conf", "uhubert/pretrain/synth-1.yaml"]),
+        ("schedule  {plan}  {out}.png", ["synth.yaml: is a plan, for run.sh --conf", "uhubert/pretrain/synth-1.yaml"]),
+        ("finetune  {plan}  {out}", ["synth.yaml: is a plan, for run.sh --conf", "uhubert/finetune/synth-av.yaml"]),
+        (
+            "finetune  {finetune}  {out}  --encoder  {encoder}  --set  data.cuts=[]",
+            ["data.cuts: names no cuts", "data.cuts=[exp/mouth/cuts_trainval.jsonl.gz]"],
+        ),
+        (
+            "pretrain  {pretrain}  {out}  --set  data.cuts=mine/cuts.jsonl.gz",
+            ["`data.cuts` is 'mine/cuts", 'expected a list: --set "data.cuts=[mine/cuts.jsonl.gz]"'],
+        ),
+        ("decode  {pretrain}  {cuts}  {out}", ["pretrain.yaml: a file", "mmspeech import", "DIR` first"]),
+        ("decode  {encoder}  {cuts}  {out}", ["encoder: is an encoder", "mmspeech finetune CONF EXP --encoder"]),
+        ("transcribe  x.wav  --model  {encoder}", ["encoder: is an encoder", "mmspeech finetune CONF EXP --encoder"]),
+        ("finetune  {finetune}  {out}  --encoder  {cuts}", ["cuts.jsonl.gz: a file", "mmspeech import"]),
+        ("import  {encoder}/encoder.safetensors  {out}", ["weights from a model's folder", "give {encoder}"]),
         ("finetune  {pretrain}  {out}  --encoder  {encoder}", ["pretrain.yaml: `task` is None", "seq2seq, ctc"]),
         ("finetune  {finetune}  {out}", ["finetune.yaml: `encoder`", "--encoder"]),
         (
@@ -146,7 +167,10 @@ def test_missing_file_or_folder_is_named_and_nothing_is_made(fails, tmp_path, li
         ),
         ("pretrain  {pretrain}  {out}  --set  data.streams.video.corp=20", ["streams.video.corp", "size, crop"]),
         ("pretrain  {pretrain}  {out}  --set  data.streams.video.reader=array", ["no setting of `array`"]),
-        ("pretrain  {pretrain}  {out}  --set  data.streams.video.crop=22", ["frames of 22x22", "takes 20x20"]),
+        (
+            "pretrain  {pretrain}  {out}  --set  data.streams.video.crop=22",
+            ["expected (N, T, 20, 20)", "22, 22)"],
+        ),
         ("pretrain  {pretrain}  {out}  --set  model.streams.audio={{frontend: linear}}", ["audio.size: missing"]),
         ("pretrain  {pretrain}  {out}  --set  objective.modality_dropout={{audio+lips: 1.0}}", ["stream `lips`"]),
         ("pretrain  {pretrain}  {out}  --set  data.max_batch_s=0", ["max_batch_s: 0", "above 0"]),
@@ -169,9 +193,9 @@ def test_missing_file_or_folder_is_named_and_nothing_is_made(fails, tmp_path, li
         ("decode  {model}  {cuts}  {pretrain}", ["pretrain.yaml"]),
     ],
 )
-def test_wrong_setting_names_its_key_and_what_was_meant(fails, line, texts):
-    said = fails(line)
-    assert all(text in said for text in texts), said
+def test_wrong_setting_names_its_key_and_what_was_meant(fails, world, line, texts):
+    said = fails(line, plan=PLAN)
+    assert all(text.replace("{encoder}", str(world.encoder)) in said for text in texts), said
 
 
 @pytest.mark.parametrize(
@@ -513,11 +537,13 @@ def test_decoding_under_noise_says_its_hash(world, tmp_path, capsys):
 def test_cuts_that_cannot_be_decoded_are_counted_or_stop_the_command(world, fails, tmp_path, capsys):
     """rejected.jsonl, decode.json and a line say how many; --strict writes nothing, and nor does it let pass."""
     cuts = write_cuts(tmp_path, [0.6, 0.7, 0.8], name="cuts_test.jsonl.gz")
-    (tmp_path / "cuts_test.jsonl.gz-1.wav").unlink()
+    gone = tmp_path / "cuts_test.jsonl.gz-1.wav"
+    gone.unlink()
 
     line = "decode  {model}  {cuts}  {out}  --modality  a  --workers  0"
     said = fails(line + "  --strict", cuts=cuts)
-    assert "test-a-clean: 1 cut(s) could not be read, as clip001: " in said and "--strict stops here" in said
+    assert f"test-a-clean: 1 cut(s) could not be read, as clip001: {gone}: no such file" in said
+    assert "--strict stops here" in said
     assert not (tmp_path / "out").exists()
     assert command(*line.format(model=world.model, cuts=cuts, out=tmp_path / "out").split("  ")) == 0
     folder = tmp_path / "out/test-a-clean"
@@ -528,6 +554,58 @@ def test_cuts_that_cannot_be_decoded_are_counted_or_stop_the_command(world, fail
     assert "rejected.jsonl (--strict allows none)" in fails(line + "  --strict", cuts=cuts)
     assert command("score", "wer", folder) == 0
     assert "1 cut(s) set aside" in capsys.readouterr().err
+
+
+def test_lips_that_are_gone_are_set_aside_as_lost_sound_is(world, fails, tmp_path, monkeypatch):
+    """The cut is named; --strict stops at the first, before the batches behind it; if all are gone, so is the run."""
+    shards = {}
+    for name, durations in (("one", [0.6]), ("two", [1.0, 0.7, 0.8])):
+        cuts = write_cuts(tmp_path / name, durations, name="cuts_test.jsonl.gz", lips=range(3))
+        shards[name] = Path(next(iter(CutSet.from_jsonl_lazy(cuts))).mouth.array.storage_path)
+    both = tmp_path / "cuts_test.jsonl.gz"
+    with writing_cuts(both) as writer:
+        for name in shards:
+            for cut in CutSet.from_jsonl_lazy(tmp_path / name / "cuts_test.jsonl.gz"):
+                writer.write(cut.with_id(f"{name}-{cut.id}"))
+    shards["one"].unlink()
+    line = "decode  {model}  {cuts}  {out}  --modality  v  --workers  0  --batch-seconds  1"
+    assert command(*line.format(model=world.model, cuts=both, out=tmp_path / "out").split("  ")) == 0
+    (told,) = map(json.loads, (tmp_path / "out/test-v-clean/rejected.jsonl").read_text().splitlines())
+    assert told["item"] == "one-clip000"
+    assert told["reason"].startswith(f"one-clip000: {shards['one']}: no such file; run `mmspeech extract mouth`")
+
+    read = []
+    monkeypatch.setattr(loader, "read_item", lambda cut, *rest: read.append(cut.id) or read_item(cut, *rest))
+    said = fails(line + "  --strict", cuts=both, out=tmp_path / "strict")
+    assert "as one-clip000: " in said and "--strict stops here" in said and len(read) < 4
+    shards["two"].unlink()
+    forget_open_shards()
+    assert "no cut could be decoded as test-v-clean" in fails(line, cuts=both, out=tmp_path / "none")
+
+
+def test_hypotheses_of_another_model_are_not_replaced(world, fails, tmp_path, monkeypatch):
+    """What OUT holds is named before any work; a folder trained anew replaces its own, a copy is current."""
+    model = tmp_path / "mine/model"
+    shutil.copytree(world.model, model)
+    line = "decode  {m}  {cuts}  {out}  --modality  {modality}  --workers  0"
+    places = vars(world) | {"out": tmp_path / "out", "modality": "a"}
+    assert command(*line.format(m=model, **places).split("  ")) == 0
+    assert command(*line.format(m=world.model, **places).split("  ")) == 0  # a copy: the same weights
+    record = json.loads((model / "stage.json").read_text())
+    (model / "stage.json").write_text(json.dumps(record | {"settings": {"training": "longer"}}))
+    assert command(*line.format(m=model, **places).split("  ")) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "decode", lambda *_: pytest.fail("it began"))
+        for modality in ("a", "v"):
+            said = fails(line, m=world.model, out=tmp_path / "out", modality=modality)
+            assert f"holds hypotheses of mine ({model}), not of {world.model}; give another OUT" in said
+
+
+def test_cuts_without_a_transcript_are_counted(world, tmp_path, capsys):
+    cuts = write_cuts(tmp_path, [0.6, 0.7, 0.8], name="cuts_test.jsonl.gz", texts=["one", "", "two"])
+    assert command("decode", world.model, cuts, tmp_path / "out", "--modality", "a", "--workers", 0) == 0
+    said = capsys.readouterr().err
+    assert "1 of 3 cuts have no transcript; they are not scored" in said and "test-a-clean, batches: 1" in said
 
 
 def test_the_installed_command_says_one_line_of_a_mistake_in_a_run(mmspeech, world, tmp_path):

@@ -471,6 +471,11 @@ def test_report_has_the_paper_beside_and_refuses_a_row_that_fits_nothing(tmp_pat
     assert "Beside the paper" in (exp / "report/index.html").read_text()
     with pytest.raises(UserError, match=r"Table 5.*no system has its bleu of test"):
         score.score_table([exp], against=[CONF / "rows/table5-drop-a.yaml"])
+    other = tmp_path / "other"
+    wer.score_folder(decoded(other / "ours/decode/cuts20-av-clean", [("a b", "a b")], set="cuts20"))
+    with pytest.raises(UserError, match=r"is of a set named `test`, ours are named cuts20, after their files of cuts"):
+        score.score_table([other], against=[ROW])
+    assert not (other / "report").exists()
     with pytest.raises(UserError, match=r"Figure 4.*the row file has no figures"):
         score.score_table([exp], against=[CONF / "rows/figure4-av-100k.yaml"])
 

@@ -189,6 +189,13 @@ def test_features_of_a_long_file_come_from_windows_without_a_seam(model, speech,
         (["x.wav", "x.safetensors", "--model", "{model}", "--layer", "1,3"], "--layer 3: the encoder has 0"),
         (["x.wav", "x.safetensors", "--model", "{model}", "--layer", 1], "x.wav: no such file"),
         (["x.wav", "x.safetensors", "--model", "nowhere", "--layer", 1], "nowhere: expected config.yaml and encoder"),
+        (["x.wav", "out", "--model", "{model}", "--layer", 1], "x.wav: a media file: its OUT must end in .safetensors"),
+        (["x.wav", "out", "--feature", "mfcc"], "--feature mfcc: is for cuts"),
+        (["x.wav", "x.safetensors", "--feature", "mfcc"], "--feature mfcc: is for cuts"),
+        (
+            ["x.wav", "x.safetensors", "--model", "{model}", "--layer", "1,2", "--modalities", "av,a"],
+            "--modalities av,a: of one file, one subset",
+        ),
         (["x.jsonl.gz", "out", "--model", "{model}", "--layer", "1,2"], "--layer 1,2: cuts carry"),
     ],
 )
@@ -300,6 +307,9 @@ def test_broken_files_are_set_aside_and_the_others_go_on(speech, model, say, tmp
     ("options", "text"),
     [
         (["--model", "nowhere"], "nowhere: expected config.yaml"),
+        (["--model", "{model}", "--set", "ctc_weight=0.3"], "this is a CTC model, which has beam, nbest; those with"),
+        (["--model", "{model}", "--set", "beem=3"], "did you mean `beam`?"),
+        (["--model", "{file}"], "speech.wav: a file, expected the folder of a model"),
         (["--model", "{model}", "--modality", "x"], "--modality x: the model knows audio, video"),
         (["--model", "{model}", "--modality", "v"], "has no picture; nothing there to read as video"),
         (["--model", "{model}", "--modality", "av"], "has no picture; --modality auto takes what there is"),

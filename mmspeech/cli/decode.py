@@ -1,12 +1,13 @@
 """`mmspeech decode`: a recognizer and cuts -> hypotheses, for any streams, noise and widths of the search."""
 
+import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -88,6 +89,7 @@ def run(
     """
     where = dist.start(device)
     loaded = recognizer.load(model, where)
+    check_out(out, model)
     tokenizer = Tokenizer.load(model)
     searches = searches_of(search or [], beam, SEARCHES[loaded.task])
     if everything:
@@ -108,7 +110,16 @@ def run(
             continue
         frozen = FrozenNoise(condition.noise_file) if condition.noise_file else None
         outputs = decode(
-            loaded, tokenizer, cuts, condition, frozen, [one.config for one, _ in stages], batch_seconds, workers, where
+            loaded,
+            tokenizer,
+            cuts,
+            condition,
+            frozen,
+            [one.config for one, _ in stages],
+            batch_seconds,
+            workers,
+            where,
+            strict,
         )
         bad = outputs[0].bad
         if strict and bad:
@@ -124,10 +135,25 @@ def run(
             what = f", noise {table.hash_mark(frozen.sha256)}" if frozen else ""
             speed = output.seconds / max(output.audio_seconds, 1e-9)
             say(f"{stage.output}: {len(output.lines)} utterances{what}, {speed:.3f} x real time")
+            if untold := sum(not line["ref"] for line in output.lines):
+                say(f"{stage.output}: {untold} of {len(output.lines)} cuts have no {loaded.text}; they are not scored")
             if bad:
                 reasons = stage.output / "rejected.jsonl"
                 say(f"{stage.output}: {len(bad)} cut(s) set aside and in no error rate; reasons in {reasons}")
     return folders
+
+
+def check_out(out: Path, model: Path) -> None:
+    """Raise UserError if OUT holds what another model wrote: neither this folder, trained anew, nor one that moved."""
+    for path in sorted(out.glob("[!.]*/decode.json")):
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            label, before = facts["label"], Path(facts["model"])
+            inputs = json.loads((path.parent / "stage.json").read_text(encoding="utf-8"))["inputs"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # no folder of ours: its stage refuses it
+        if before.resolve() != model.resolve() and files.digest(model) not in inputs.values():
+            raise UserError(f"{out}: holds hypotheses of {label} ({before}), not of {model}; give another OUT")
 
 
 class Search(NamedTuple):
@@ -145,12 +171,22 @@ def searches_of(settings: list[str], beam: str, kind: type) -> list[Search]:
     for text in beams:
         if not text.isdecimal() or int(text) < 1 or "beam" in tree:
             raise UserError(f"--beam {beam}: expected widths from 1 on, as in 1,5,20, and no --set beam=; mend it")
-    built: list[BeamConfig | CTCSearchConfig] = [
-        configs.build(tree | {"beam": int(text)}, kind, Path("--set")) for text in beams
-    ]
+    built = [search_of(tree | {"beam": int(text)}, kind) for text in beams]
     if len(set(beams)) > 1:
         return [Search(config, f"-beam{config.beam}", f", beam {config.beam}") for config in dict.fromkeys(built)]
-    return [Search(built[0] if built else configs.build(tree, kind, Path("--set")))]
+    return [Search(built[0] if built else search_of(tree, kind))]
+
+
+def search_of(tree: Mapping[str, Any], kind: type) -> BeamConfig | CTCSearchConfig:
+    """A search of this kind. Raises UserError for a setting that is not one of its own."""
+    own = [field.name for field in dataclasses.fields(kind)]
+    others = {field.name for field in dataclasses.fields(BeamConfig)} - set(own)
+    if alien := [key for key in tree if key in others]:
+        raise UserError(
+            f"--set {alien[0]}: this is a CTC model, which has {', '.join(own)}; those with an attention decoder have "
+            "more; leave it out"
+        )
+    return configs.build(tree, kind, Path("--set"))
 
 
 def due(
@@ -313,15 +349,21 @@ def decode(
     batch_s: float,
     workers: int,
     device: torch.device,
+    strict: bool = False,
 ) -> list[Output]:
-    """Decode one condition by each of the searches, encoded once; every rank gets what all of them decoded."""
+    """Decode one condition by each of the searches, encoded once; every rank gets what all of them decoded.
+
+    With `strict` a rank ends at its first cut that cannot be read.
+    """
     streams = {name: model.inputs[name] for name in condition.streams}
     config = DataConfig(valid_cuts=[cuts], streams=streams, batch_s=batch_s, max_batch_s=batch_s, workers=workers)
     reading = Reading(streams=streams, text=model.text, mix_noise=frozen)
     batches = Validation(config, CutDataset(reading), "main")
     lines: list[list[dict]] = [[] for _ in searches]
     seconds, encoding, frames = [0.0] * len(searches), 0.0, 0
-    for _, batch in progress(batches, condition.name):
+    for _, batch in progress(batches, f"{condition.name}, batches"):
+        if strict and batches.bad:
+            break  # the caller says which
         start = time.perf_counter()
         encoded = model.objective.encoded(batch.to(device))
         if device.type == "cuda":

@@ -111,8 +111,15 @@ def features(
     if encoder is not None:
         check_folder(encoder)
         known = configs.read(encoder / "config.yaml").get("inputs") or {}
+    media = next((path for path in cuts if path.suffix not in ("", ".gz", ".jsonl")), None)
+    if feature is not None and (media or out.suffix == ".safetensors"):
+        raise UserError(f"--feature {feature}: is for cuts; of a media file give --model DIR --layer 9 instead")
+    if media and out.suffix != ".safetensors":
+        raise UserError(f"{media}: a media file: its OUT must end in .safetensors, as {media.stem}.safetensors")
     if out.suffix == ".safetensors":
-        if feature is not None or encoder is None or layer is None or len(cuts) > 1:
+        if modalities and "," in modalities:
+            raise UserError(f"--modalities {modalities}: of one file, one subset, as in av; take the others in turn")
+        if encoder is None or layer is None or len(cuts) > 1:
             raise UserError(f"{out}: holds the frames of one file; give FILE OUT.safetensors --model DIR --layer 9")
         layers = extract_features.layers_of(layer)
         streams = named_streams(modalities, known, "--modalities") if modalities else None

@@ -25,6 +25,7 @@ from mmspeech.finetuning import recognizer
 from mmspeech.finetuning.ctc import CTC, CTCConfig
 from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_encoder
+from mmspeech.plan import check_no_plan
 from mmspeech.training import checkpoint, origin, trainer
 from mmspeech.training.trainer import TrainingConfig
 
@@ -130,6 +131,7 @@ def run(
 def read(conf: Path, encoder: Path | None, overrides: list[str]) -> Seq2SeqRun | CTCRun:
     """The settings of a run. Raises UserError."""
     tree = configs.read(conf, overrides)
+    check_no_plan(tree, conf, "finetune")
     tree.pop("sweep", None)
     if encoder:
         tree["encoder"] = str(encoder)
@@ -152,6 +154,10 @@ def build(encoder: AVEncoder, config: Seq2SeqRun | CTCRun, vocabulary: int) -> S
 def tune(config: Seq2SeqRun | CTCRun, conf: Path, exp: Path) -> None:
     """Fine-tune in EXP, if that is not done. Raises UserError for what a user can mend; `conf` is named in errors."""
     assert config.encoder is not None  # `read` has looked
+    if not config.data.train_files:
+        raise UserError(
+            'data.cuts: names no cuts; give transcribed ones, e.g. --set "data.cuts=[exp/mouth/cuts_trainval.jsonl.gz]"'
+        )
     # `origin` tells what must be the same: a run may go on for longer.
     inputs = [config.encoder, *config.data.files(), *([config.tokenizer.lexicon] if config.tokenizer.lexicon else [])]
     stage = files.Stage(exp / "model", inputs=inputs, settings=origin.settings(config), anew=True)

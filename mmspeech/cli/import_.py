@@ -50,6 +50,8 @@ def run(
     if not checkpoint.is_file():
         found = "a folder" if checkpoint.is_dir() else "no such file"
         raise UserError(f"{checkpoint}: {found}; expected a checkpoint file as published; mend the path")
+    if checkpoint.suffix == ".safetensors":
+        raise UserError(f"{checkpoint}: weights from a model's folder, no published file; give {checkpoint.parent}")
     inputs = [checkpoint, *([tokenizer] if tokenizer else [])]
     stage = files.Stage(out, inputs, {"import": "published checkpoint"})
     if stage.is_current():

@@ -16,6 +16,7 @@ from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, valid
 from mmspeech.errors import UserError
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_weights, save_encoder
 from mmspeech.models.phone2unit import Phone2Unit, Phone2UnitConfig, save_phone2unit
+from mmspeech.plan import check_no_plan
 from mmspeech.pretraining.avdata2vec import AVData2vec, AVData2vecConfig
 from mmspeech.pretraining.phone2unit import Phone2UnitLossConfig, Phone2UnitObjective
 from mmspeech.pretraining.uhubert import UHubert, UHubertConfig
@@ -193,6 +194,7 @@ def objective_of(config: Run, model: AVEncoder | Phone2Unit) -> nn.Module:
 def read(conf: Path, overrides: list[str], *, dry_run: bool) -> Run:
     """The settings of a run; without `dry_run` it must name what it predicts. Raises UserError."""
     tree = configs.read(conf, overrides)
+    check_no_plan(tree, conf, "pretrain")
     system = tree.get("system")
     if not isinstance(system, str) or system not in RUNS:
         raise UserError(f"{conf}: `system` is {system!r}; expected one of {', '.join(RUNS)}")

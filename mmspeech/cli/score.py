@@ -16,7 +16,7 @@ from mmspeech.cli import score_modalities
 from mmspeech.console import say
 from mmspeech.data.text import TRANSCRIPT, check_target, normalise
 from mmspeech.errors import UserError
-from mmspeech.plan import Row, load_row
+from mmspeech.plan import load_row
 from mmspeech.scoring import against as beside_paper
 from mmspeech.scoring import bleu as bleu_score
 from mmspeech.scoring import bootstrap, codebooks, floor, noise_table, report, table, wer
@@ -223,9 +223,10 @@ def score_table(
     out = out or experiments[0] / "report"
     rows = [load_row(path) for path in against or ()]
     scores = table.collect(experiments)
+    compared = [beside_paper.beside(row, scores) for row in rows]  # before anything is written: a row may not fit
     show(table.write(scores, out))
     say(f"{out / 'table.md'}, {out / 'table.tsv'}")
-    write_against(rows, scores, out)
+    write_against(compared, out)
 
 
 @app.command("noise")
@@ -280,25 +281,24 @@ def score_report(
         elif not (folder / "score.json").exists():
             (bleu_score if metric_of(text_of(folder)) == "bleu" else wer).score_folder(folder)
     scores = table.collect(experiments)
+    compared = [beside_paper.beside(row, scores) for row in rows]
     made = table.write(scores, out)
     chosen = report.pick_clips(scores, clips, seed=seed)
     if cuts is not None and chosen:
         report.fill_strips(chosen, mouth_frames(cuts, {clip.id for clip in chosen}))
     show(made)
-    compared = write_against(rows, scores, out)
+    write_against(compared, out)
     path = report.write(experiments, scores, chosen, out, compared)
     say(f"report: {path.resolve()}")
 
 
-def write_against(rows: list[Row], scores: list[table.Score], out: Path) -> list[beside_paper.Beside]:
-    """Our systems beside the papers' rows: written, printed and returned."""
-    several = [beside_paper.beside(row, scores) for row in rows]
+def write_against(several: list[beside_paper.Beside], out: Path) -> None:
+    """Our systems beside the papers' rows: written and printed."""
     if several:
         beside_paper.write(several, out)
         for one in several:
             terminal().print(beside_paper.printed(one))
         say(f"{out / 'against.md'}, {out / 'against.tsv'}")
-    return several
 
 
 def terminal() -> Console:

@@ -10,7 +10,7 @@ import typer
 
 from mmspeech import config as configs
 from mmspeech import dist, files
-from mmspeech.cli.decode import SEARCHES
+from mmspeech.cli.decode import SEARCHES, search_of
 from mmspeech.cli.extract_features import wanted_streams
 from mmspeech.console import progress, say
 from mmspeech.data.one_file import OneFile, open_file
@@ -63,7 +63,7 @@ def run(
         raise UserError(f"{landmarks}: no such folder of landmarks; mend the path, or leave out --landmarks to detect")
     where = dist.start(device)
     loaded, tokenizer = recognizer.load(model, where), Tokenizer.load(model)
-    given: Any = configs.build(configs.tree_of(search or []), SEARCHES[loaded.task], Path("--set"))
+    given: Any = search_of(configs.tree_of(search or []), SEARCHES[loaded.task])
     named = None if modality == "auto" else named_streams(modality, loaded.inputs, "--modality")
     inputs = wanted_streams(loaded.objective.encoder, named)
     failed = 0

@@ -12,6 +12,7 @@ batch to the last digit that float32 keeps. Waveforms are float in [-1, 1].
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -56,9 +57,11 @@ def read_audio(cut: Cut) -> np.ndarray:
     try:
         wave = cut.load_audio()[0]
     except (AudioLoadingError, DurationMismatchError, OSError) as error:
-        source = cut.recording.sources[0].source
+        source = cut.recording.sources[0]
+        if source.type == "file" and not Path(source.source).exists():
+            raise BadItem(f"{cut.id}: {source.source}: no such file; prepare the corpus again") from error
         reason = " ".join(str(error).split())[:200]
-        raise BadItem(f"{cut.id}: {source} cannot be read ({reason}); prepare the corpus again") from error
+        raise BadItem(f"{cut.id}: {source.source} cannot be read ({reason}); prepare the corpus again") from error
     if wave.size == 0 or not np.isfinite(wave).all():
         found = "no samples" if wave.size == 0 else "samples that are not finite"
         raise BadItem(f"{cut.id}: expected finite samples, found {found}; replace the recording and prepare again")

@@ -348,9 +348,10 @@ class Validation:
         mine = (cuts for i, cuts in enumerate(sampler) if i % dist.world_size() == dist.rank())
         for loaded in make_loader(self.dataset, ((0, cuts) for cuts in mine), min(self.config.workers, 1)):
             told = set(self.bad)
-            if (batch := check_loaded(loaded, told)) is not None:
+            batch = check_loaded(loaded, told)
+            self.bad = sorted(told)  # before the batch, so that who takes it may stop
+            if batch is not None:
                 yield self.name, batch
-            self.bad = sorted(told)
 
 
 def make_loader(dataset: CutDataset, plan: Iterator[tuple[int, CutSet]], workers: int) -> DataLoader:

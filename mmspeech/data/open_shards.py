@@ -3,7 +3,10 @@
 import functools
 import os
 
-from mmspeech.errors import BadItem, UserError
+import numpy as np
+from lhotse.cut import Cut
+
+from mmspeech.errors import BadItem
 
 
 class OpenShard:
@@ -16,7 +19,7 @@ class OpenShard:
         try:
             self.descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
-            raise UserError(f"{path}: expected stored frames, but the file is gone; {remedy}") from None
+            raise BadItem(f"{path}: no such file; {remedy}") from None
 
     def read(self, position: int, size: int) -> bytes:
         """`size` bytes from `position` on. Raises BadItem if the file ends before."""
@@ -35,6 +38,14 @@ class OpenShard:
 def open_shard(path: str, remedy: str) -> OpenShard:
     """The shard at `path`, opened once per process."""
     return OpenShard(path, remedy)
+
+
+def load_stored(cut: Cut, field: str) -> np.ndarray:
+    """What is stored for a field of the cut. Raises BadItem, naming the cut, if the file is gone or cut short."""
+    try:
+        return cut.load_custom(field)
+    except BadItem as error:
+        raise BadItem(f"{cut.id}: {error}") from None
 
 
 def forget_open_shards() -> None:

@@ -25,6 +25,7 @@ from mmspeech import seeds
 from mmspeech.batch import Batch
 from mmspeech.data import audio, units, video
 from mmspeech.data.audio import STACK
+from mmspeech.data.open_shards import load_stored
 from mmspeech.data.text import TRANSCRIPT, text_of
 from mmspeech.errors import BadItem, UserError
 
@@ -83,7 +84,7 @@ def read_array(cut: Cut, frames: int | None, rng: np.random.Generator, noisy: Ca
     """(T, C) float32 from a field of the cut at 25 Hz; None without the field. BadItem if a value is not finite."""
     if not cut.has_custom(field):
         return None
-    values = cut.load_custom(field).astype(np.float32)
+    values = load_stored(cut, field).astype(np.float32)
     if not np.isfinite(values).all():
         raise BadItem(f"{cut.id}: field `{field}` holds values that are not finite; write it again")
     return values

@@ -18,7 +18,7 @@ from lhotse.features.io import FeaturesReader, FeaturesWriter, register_reader, 
 
 from mmspeech.data.audio import FRAMES_PER_S, num_frames
 from mmspeech.data.cutfiles import open_cuts
-from mmspeech.data.open_shards import forget_open_shards, open_shard
+from mmspeech.data.open_shards import forget_open_shards, load_stored, open_shard
 from mmspeech.errors import BadItem, UserError
 from mmspeech.files import replacing
 from mmspeech.seeds import numpy_rng
@@ -59,7 +59,7 @@ def read_features(cut: Cut, field: str = FEATURES) -> np.ndarray:
 
 
 def _read_fitting(cut: Cut, field: str, what: str, advice: str) -> np.ndarray:
-    expected, values = num_frames(cut), cut.load_custom(field)
+    expected, values = num_frames(cut), load_stored(cut, field)
     if len(values) < expected - MAY_MISS:  # more are no fault: a cut may be a part of what was stored
         raise BadItem(
             f"{cut.id}: has {len(values)} {what}, but its {cut.duration:.2f} s need {expected} "

@@ -20,7 +20,7 @@ from lhotse.cut import Cut
 from lhotse.features.io import FeaturesReader, FeaturesWriter, register_reader, register_writer
 
 from mmspeech import media
-from mmspeech.data.open_shards import forget_open_shards, open_shard
+from mmspeech.data.open_shards import forget_open_shards, load_stored, open_shard
 from mmspeech.errors import BadItem, UserError
 
 SIZE = 96  # pixels of a stored frame, as in the public AV-HuBERT preparation
@@ -32,13 +32,11 @@ JPEG_QUALITY = 90  # 2 KB a frame, mean error under 2 grey levels; reads at 25,0
 def read_mouth(cut: Cut) -> np.ndarray:
     """The mouth track of a cut (T, 96, 96) uint8, T = round(25 * duration); only the frames of the cut are read.
 
-    Raises:
-        BadItem: the cut has no track, or its frames do not decode.
-        UserError: the file with the tracks is gone.
+    Raises BadItem if the cut has no track, its file is gone, or its frames do not decode.
     """
     if not cut.has_custom("mouth"):
         raise BadItem(f"{cut.id}: expected a mouth track on the cut, found none; run `mmspeech extract mouth` first")
-    return cut.load_mouth()
+    return load_stored(cut, "mouth")
 
 
 def augment(

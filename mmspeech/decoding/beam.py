@@ -39,7 +39,9 @@ class BeamConfig:
     public_stop: bool = False  # stop at B ended hypotheses, as the public code does
 
     def __post_init__(self) -> None:
-        if self.beam < 1 or not 1 <= self.nbest <= self.beam:
+        if self.beam < 1:
+            raise UserError(f"beam: {self.beam}; expected a width of 1 or more")
+        if not 1 <= self.nbest <= self.beam:
             raise UserError(f"nbest: {self.nbest} of a beam of {self.beam}; expected 1 <= nbest <= beam")
         if self.temperature <= 0 or self.unk_penalty < 0:
             raise UserError(

@@ -37,6 +37,8 @@ class CTCSearchConfig:
     nbest: int = 1
 
     def __post_init__(self) -> None:
+        if self.beam < 1:
+            raise UserError(f"beam: {self.beam}; expected a width of 1 or more")
         if not 1 <= self.nbest <= self.beam:
             raise UserError(f"nbest: {self.nbest} of a beam of {self.beam}; expected 1 <= nbest <= beam")
 

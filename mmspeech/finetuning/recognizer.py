@@ -20,7 +20,7 @@ from mmspeech.errors import UserError
 from mmspeech.files import replace_folder, replacing
 from mmspeech.finetuning.ctc import CTC, CTCConfig
 from mmspeech.finetuning.seq2seq import Seq2Seq, Seq2SeqConfig
-from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_weights
+from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, check_no_file, load_weights
 
 TASKS: dict[str, tuple[type, type]] = {"seq2seq": (Seq2SeqConfig, Seq2Seq), "ctc": (CTCConfig, CTC)}
 
@@ -94,6 +94,9 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Recognizer:
     Raises UserError if it is no such folder, or if its weights do not fit its config.
     """
     file, weights = folder / "config.yaml", folder / "model.safetensors"
+    check_no_file(folder)
+    if (folder / "encoder.safetensors").exists() and not weights.exists():
+        raise UserError(f"{folder}: is an encoder; tune it with `mmspeech finetune CONF EXP --encoder {folder}`")
     if not file.exists() or not weights.exists():
         inside = (folder / "model" / "model.safetensors").exists()
         advice = f"give {folder / 'model'}" if inside else "give the folder of a fine-tuned model"

@@ -212,10 +212,10 @@ class AVEncoder(nn.Module):
         x = streams[name]
         item_shape: tuple[int, ...] = frontend.item_shape  # type: ignore[assignment]
         if tuple(x.shape[2:]) != tuple(item_shape):
-            wanted, got = ("x".join(map(str, shape)) for shape in (item_shape, tuple(x.shape[2:])))
+            wanted = ", ".join(map(str, item_shape))
             raise UserError(
-                f"stream `{name}`: frames of {got}, but the encoder takes {wanted}; "
-                f"make data.streams.{name} and model.streams.{name} agree"
+                f"stream `{name}`: expected (N, T, {wanted}), found {tuple(x.shape)}; give N utterances of T frames in "
+                f"that order, or make data.streams.{name} and model.streams.{name} agree"
             )
         everyone = rows.numel() == size[0]
         rows_on_device = rows.to(device, non_blocking=True)
@@ -251,8 +251,18 @@ def save_encoder(encoder: AVEncoder, folder: Path, weights: Mapping[str, Tensor]
     configs.dump(facts, folder / "config.yaml")
 
 
+def check_no_file(folder: Path) -> None:
+    """Raise UserError for a file in place of a model's folder."""
+    if folder.is_file():
+        raise UserError(
+            f"{folder}: a file, expected the folder of a model; if it is a published checkpoint, run "
+            f"`mmspeech import {folder} DIR` first"
+        )
+
+
 def check_folder(folder: Path) -> None:
     """Raise UserError unless an encoder, or a recognizer, lies in the folder."""
+    check_no_file(folder)
     if not (folder / "config.yaml").exists() or not any(
         (folder / f"{kind}.safetensors").exists() for kind in ("encoder", "model")
     ):

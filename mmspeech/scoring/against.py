@@ -77,9 +77,19 @@ def beside(row: Row, scores: Sequence[Score]) -> Beside:
         raise UserError(f"{row.title}: the row file has no figures under `paper`; give one that has")
     columns = [(streams, noise) for streams, figures in row.paper.items() for noise in figures]
     found: dict[str, dict[Column, Score]] = {}
+    elsewhere: list[str] = []  # sets of another name
     for score in table.in_every_noise(table.with_distinct_labels(scores)):
-        if score.metric == row.metric and score.set == "test" and score.column in columns:
-            found.setdefault(score.label, {})[score.column] = score
+        if score.metric == row.metric and score.column in columns:
+            if score.set == "test":
+                found.setdefault(score.label, {})[score.column] = score
+            else:
+                elsewhere.append(score.set)
+    if not found and elsewhere:
+        names = ", ".join(dict.fromkeys(elsewhere))
+        raise UserError(
+            f"{row.title}: is of a set named `test`, ours are named {names}, after their files of cuts; decode "
+            "cuts_test.jsonl.gz and score it"
+        )
     if not found:
         wanted = ", ".join(map(table.heading, columns))
         raise UserError(f"{row.title}: no system has its {row.metric} of test ({wanted}); decode and score them")

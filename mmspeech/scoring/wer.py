@@ -6,6 +6,7 @@
 Texts are compared as they stand, split at white space: case and punctuation count. All rates are in percent.
 """
 
+import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,12 @@ def check_is_decoded(folder: Path) -> None:
         if not (folder / name).is_file():
             inner = min(folder.glob(f"*/{name}"), default=None)
             advice = f"give its folders, as {inner.parent}" if inner else "give a folder that `mmspeech decode` wrote"
-            raise UserError(f"{folder}: no {name} in there; {advice}")
+            if folder.exists():
+                raise UserError(f"{folder}: no {name} in there; {advice}")
+            beside = [path.parent.name for path in folder.parent.glob(f"*/{name}")]
+            if near := difflib.get_close_matches(folder.name, beside, n=1):
+                advice = f"did you mean {folder.with_name(near[0])}?"
+            raise UserError(f"{folder}: no such folder; {advice}")
 
 
 def summary(

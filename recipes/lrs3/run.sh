@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# u-HuBERT (with AV-HuBERT in it) and AV-data2vec, from clips on disk to a table of word error rates.
+# u-HuBERT (with AV-HuBERT in it), VATLM and AV-data2vec, from clips on disk to a table of word error rates.
 #   recipes/lrs3/run.sh                                             everything, on a small corpus that we make
 #   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --nproc 8 --conf recipes/lrs3/conf/uhubert/large-lrs3.yaml
 #   recipes/lrs3/run.sh --system av-data2vec                        the same without units: a teacher gives the targets
+#   recipes/lrs3/run.sh --system vatlm                              lips, sound, sound with text and text in one model
 #   recipes/lrs3/run.sh --corpus grid --data /data/grid --stage 3 --stop-stage 4
 #   recipes/lrs3/run.sh --corpus clips --data my_videos --init base_vox_iter5.pt     own clips on a published model
 #   recipes/lrs3/run.sh --corpus lrs2 --data /data/lrs2 --init exp/iter5/encoder     LRS2 on an encoder of our own
@@ -13,13 +14,17 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
-system=uhubert   # or av-data2vec: whose plans are meant, conf/SYSTEM
+system=uhubert   # or av-data2vec, vatlm: whose plans are meant, conf/SYSTEM
 corpus=synth     # synth (made by stage 0), lrs3, lrs2, grid, or clips: any folder of own videos or sound
 data=            # folder of the corpus, as it was published
 musan=           # folder of MUSAN for noisy training and tests; synth brings its own noise
 vox=             # folder of VoxCeleb2, for plans that pre-train on it
 vox_ids=         # file with its English clips, one SPEAKER/VIDEO/CLIP per line; else all languages are taken
 tedlium=         # folder TEDLIUM_release-3, for plans that pre-train on it
+gigaspeech=      # folder of GigaSpeech, for plans that pre-train on it
+text=            # files of sentences, one per line, .txt or .txt.gz, with commas between, for plans that pre-train on text
+talk_alignments= # folder of TextGrid or CTM files with the phones of TED-LIUM; without, phones are cut or padded to the sound
+lexicon=         # file of lines WORD PHONE PHONE ..., instead of CMUdict
 landmarks=       # folder of face landmarks; without it they are detected (bin/setup synth video)
 exp=exp          # folder for everything that is made
 conf=            # plan: iterations, fine-tunings, tests; by default conf/SYSTEM/CORPUS.yaml
@@ -35,7 +40,7 @@ alignments=      # only lrs3, lrs2: folder of TextGrid or CTM files with phones,
 translations=    # only lrs3: file of lines SPLIT/SPEAKER/CLIP, a tab and the translation, for plans that translate
 source "$here/../../bin/stages.sh" "$@"   # reads the options above, --stage, --stop-stage, --help; defines begin_stage
 case $corpus in synth | lrs3 | lrs2 | grid | clips) ;; *) stop "--corpus $corpus: expected synth, lrs3, lrs2, grid or clips" ;; esac
-case $system in uhubert | av-data2vec) ;; *) stop "--system $system: expected uhubert or av-data2vec" ;; esac
+case $system in uhubert | av-data2vec | vatlm) ;; *) stop "--system $system: expected uhubert, av-data2vec or vatlm" ;; esac
 jobs=${jobs:-$(getconf _NPROCESSORS_ONLN)}
 # A row of LRS2 is tuned there on what was pre-trained elsewhere.
 [ -z "$row" ] || [ -z "$conf$init" ] || { [ -z "$conf" ] && [ "$corpus" = lrs2 ]; } || stop "--row $row: a row is a plan of its own; leave --conf and --init out"
@@ -80,12 +85,20 @@ fi
 if [ "$corpus" != synth ] && [ -z "$landmarks" ] && [ "$dry_run" = no ] && [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ] && ! python -c "import mediapipe" 2> /dev/null; then
   echo "no MediaPipe: pictures cannot be cropped, videos will stop at stage 2; run bin/setup synth video, or give --landmarks" >&2
 fi
-extra=$([ -n "$init" ] || plan extra | grep . || true)   # corpora beside --corpus that the plan pre-trains on: name, corpus, options
+# Corpora beside --corpus that the plan pre-trains on: name, corpus (- for text, which needs no preparing), options.
+extra=$([ -n "$init" ] || plan extra | grep . || true)
+if [ "$corpus" = synth ]; then
+  [ -z "$vox$tedlium$gigaspeech$text$talk_alignments" ] || stop "--vox, --tedlium, --gigaspeech, --text, --talk-alignments: the embedded corpus brings its own; add --corpus lrs3"
+  tedlium=$exp/corpus/tedlium gigaspeech=$exp/corpus/gigaspeech text=$exp/corpus/text/sentences.txt
+  talk_alignments=$exp/corpus/talk-alignments
+fi
 while IFS=' ' read -r name kind options; do
   [ -z "$name" ] || [ -n "${!name}" ] || [ "$stage" -gt 5 ] || [ "$dry_run" = yes ] || stop "--$name: missing, but $conf pre-trains on it; give the folder of $kind, or another --conf"
 done <<< "$extra"
 [[ $extra == *vox* ]] || [ -z "$vox$vox_ids" ] || stop "--vox: $conf does not pre-train on it; leave it out, or give another --conf"
-[[ $extra == *tedlium* ]] || [ -z "$tedlium" ] || stop "--tedlium: $conf does not pre-train on it; leave it out, or give another --conf"
+for name in tedlium gigaspeech text; do
+  [ "$corpus" = synth ] || grep -q "^$name " <<< "$extra" || [ -z "${!name}" ] || stop "--$name: $conf does not pre-train on it; leave it out, or give another --conf"
+done
 if [ -z "$musan" ] && [ "$noise" != clean ]; then
   echo "no --musan: tests are clean only, the plan's are $noise" >&2
   noise=clean

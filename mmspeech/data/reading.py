@@ -100,7 +100,7 @@ def read_phones(
     """
     if not cut.has_custom("phones"):
         return None
-    values = cut.load_custom("phones")[:frames]
+    values = load_stored(cut, "phones")[:frames]
     if not len(values):
         return None
     if values.ndim != 2 or values.shape[1] != STACK or int(values.max()) >= size:

@@ -130,9 +130,16 @@ trains() {   # whether there is pre-training to do
   [ "$last" -gt 0 ]
 }
 speech="pretrain trainval valid"   # what is pre-trained on, and validated on
-# Where a source of the plan lies, and which files of cuts it is.
-home() { case $1 in vox | tedlium) echo "$exp/$1" ;; *) echo "$exp" ;; esac; }
-parts() { case $1 in vox) echo pretrain ;; tedlium) echo trainval ;; *) echo "${1//+/ }" ;; esac; }
+# Sources of sound whose transcripts are read along, as phones; `NAME-valid` are the clips of such a source to validate on.
+paired=$([ -n "$init" ] || plan sources "$last" | awk -F '\t' '$2 != "phone2unit" && $4 ~ /text/ { print $1 }')
+# Where the cuts of a source of the plan lie, and which files of cuts it is.
+place() {
+  if grep -qxF "${1%-valid}" <<< "$paired"; then echo "$exp/${1%-valid}/phones"; return; fi
+  case $1 in vox | tedlium | gigaspeech) echo "$exp/$1/mouth" ;; *) echo "$exp/mouth" ;; esac
+}
+parts() {
+  case $1 in vox) echo pretrain ;; tedlium | gigaspeech) echo trainval ;; *-valid) echo valid ;; *) echo "${1//+/ }" ;; esac
+}
 files() { for name in $(words <<< "$2"); do echo "$1/cuts_$name.jsonl.gz"; done; }
 quoted() { sed "s/'/''/g; s/.*/'&'/"; }                       # lines as YAML text
 listed() { quoted | paste -sd, - | sed 's/.*/[&]/'; }         # lines as a YAML list
@@ -165,9 +172,10 @@ if begin_stage 1 "cuts: audio as FLAC, transcripts, splits; noise if there is an
   esac
   mmspeech prepare "${corpus/synth/lrs3}" "$data" "$exp/data" --jobs "$jobs" ${own[@]+"${own[@]}"}
   while IFS=' ' read -r name kind options; do
-    [ -n "$name" ] || continue
-    own=(${options:+"$options"})
+    [ -n "$name" ] && [ "$kind" != - ] || continue
+    own=($(words <<< "$options"))
     [ "$name" != vox ] || [ -z "$vox_ids" ] || own+=(--ids "$vox_ids")
+    [ "$name" != tedlium ] || [ -z "$talk_alignments" ] || own+=(--alignments "$talk_alignments")
     mmspeech prepare "$kind" "${!name}" "$exp/$name/data" --jobs "$jobs" ${own[@]+"${own[@]}"}
   done <<< "$extra"
   if [ -n "$musan" ]; then
@@ -175,12 +183,18 @@ if begin_stage 1 "cuts: audio as FLAC, transcripts, splits; noise if there is an
   fi
 fi
 
-if begin_stage 2 "mouth tracks"; then
+if begin_stage 2 "mouth tracks; phones of what is read along"; then
   found=()
   [ -z "$landmarks" ] || found=(--landmarks "$landmarks")
   mmspeech extract mouth $(files "$exp/data" "$speech test") "$exp/mouth" --jobs "$jobs" ${found[@]+"${found[@]}"}
-  for name in $(cut -d' ' -f1 <<< "$extra"); do
-    mmspeech extract mouth $(files "$exp/$name/data" "$(parts "$name")") "$exp/$name/mouth" --jobs "$jobs"
+  for name in $(awk '$2 != "-" { print $1 }' <<< "$extra"); do
+    also=$(! grep -qxF "$name" <<< "$paired" || echo " valid")
+    mmspeech extract mouth $(files "$exp/$name/data" "$(parts "$name")$also") "$exp/$name/mouth" --jobs "$jobs"
+  done
+  given=(${lexicon:+--lexicon "$lexicon"})
+  [ -n "$talk_alignments" ] || given+=(--durations cut-or-pad)   # the public VATLM's way
+  for name in $paired; do
+    mmspeech extract phones $(files "$exp/$name/mouth" "$(parts "$name") valid") "$exp/$name/phones" ${given[@]+"${given[@]}"}
   done
 fi
 
@@ -188,13 +202,18 @@ fi
 frames() { echo "$(iter "$1")/features/$2$([ "$3" = - ] || echo "/$3")"; }
 
 units() {   # iteration, then how frames are made: frames and units of every source, and of the validation cuts
-  local i=$1 sources name subset learnt settings inputs given book=() at
+  local i=$1 sources written name file subset learnt settings inputs given book=() at
   at=$(iter "$i")
   shift
   sources=$(plan sources "$i")
   ! has "$exp/mouth/cuts_valid.jsonl.gz" . || sources+=$'\nvalid\t-\tnone'
+  written=$(grep $'\tphone2unit\t' <<< "$sources" || true)   # text alone: its units come last
+  sources=$(grep -v $'\tphone2unit\t' <<< "$sources")
+  for name in ${written:+$paired}; do
+    ! has "$(place "$name")/cuts_valid.jsonl.gz" . || sources+=$'\n'"$name-valid"$'\taudio\tnone'
+  done
   while IFS=$'\t' read -r name subset learnt settings; do
-    inputs=$(files "$(home "$name")/mouth" "$(parts "$name")")
+    inputs=$(files "$(place "$name")" "$(parts "$name")")
     given=()
     [ "$subset" = - ] || given=(--modalities "$subset")
     mmspeech extract features $inputs "$at/features/$name" "$@" ${given[@]+"${given[@]}"}
@@ -211,8 +230,15 @@ units() {   # iteration, then how frames are made: frames and units of every sou
   while IFS=$'\t' read -r name subset learnt settings; do
     mmspeech cluster label $(files "$(frames "$i" "$name" "$subset")" "$(parts "$name")") "$at/codebook" "$at/units/$name" --name km
   done <<< "$sources"
+  [ -n "$written" ] || return 0
+  # Phones and units of speech teach a model that gives text alone its units (VATLM Sec. III-C).
+  learnt=$(for name in $paired; do files "$at/units/$name" "$(parts "$name")"; done)
+  given=$(for name in $paired; do files "$at/units/$name-valid" valid; done)
+  train pretrain "$(plan phone2unit)" "$at/phone2unit" --set data.units=km --set "model.num_units=$(plan clusters | sed -n "${i}p")" \
+    --set "data.cuts=$(listed <<< "$learnt")" --set "data.valid_cuts=$(for file in $given; do [ ! -e "$file" ] || echo "$file"; done | listed)"
+  mmspeech extract units --from text $(tr ',' '\n' <<< "$text") "$at/units/text" --name km --phone2unit "$at/phone2unit/model" \
+    ${lexicon:+--lexicon} ${lexicon:+"$lexicon"}
 }
-
 
 clustered=$(plan units)   # nothing: the system predicts no units
 clusters() { [ -n "$clustered" ] || { echo "$1: skipped, $(basename "$conf") has no units" >&2; return 1; }; }
@@ -228,8 +254,12 @@ pretrain() {   # iteration, its configuration
     targets=(--set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")")
   fi
   while IFS=$'\t' read -r name subset learnt rest; do
-    place=$([ -n "$clustered" ] && echo "$at/units/$name" || echo "$(home "$name")/mouth")
-    sources+="{cuts: $(files "$place" "$(parts "$name")" | listed)$rest}, "
+    place=$([ -n "$clustered" ] && echo "$at/units/$name" || place "$name")
+    if [ "$subset" = phone2unit ]; then
+      sources+="{cuts: $(find "$place" -maxdepth 1 -name 'cuts_*.jsonl.gz' | sort | listed)$rest}, "
+    else
+      sources+="{cuts: $(files "$place" "$(parts "$name")" | listed)$rest}, "
+    fi
   done < <(plan sources "$1")
   settings "$validated/cuts_valid.jsonl.gz"
   hears "$2"

@@ -4,6 +4,7 @@ python -m mmspeech.plan recipes/lrs3/conf/uhubert/synth.yaml pretrain      print
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy          the files that train with noise
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy-finetune   those of them that fine-tune
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/synth-sweep.yaml sweeps    noises that sweeps are selected under
+python -m mmspeech.plan recipes/lrs3/conf/vatlm/rows/FILE teacher-streams   what a teacher of self-training gets
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml sources 5      what iteration 5 is trained on
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml extra          corpora beside --corpus that it needs
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/rows/table2-drop-a.yaml folders      of a row: a name per iteration
@@ -211,6 +212,9 @@ def main() -> None:
         if key in ("noisy", "noisy-finetune"):
             names = [*(plan.pretrain if key == "noisy" else []), *plan.finetune]
             value = noisy(file.parent / name for name in names)
+        elif key == "teacher-streams":
+            read = configs.read(file.parent / plan.teacher) if plan.teacher else {}
+            value = "+".join(read.get("streams") or ["audio", "video"])
         elif key == "folders":
             value = folders(plan, file.parent)
         elif key == "texts":

@@ -339,3 +339,64 @@ def test_recipe_goes_to_the_end_on_two_processes_and_then_has_nothing_to_do(tmp_
     for name in ("iter1/encoder", "ctc/model"):
         assert f"{exp / name}: {CURRENT}" in again.stderr
     assert state() == before
+
+
+def test_vatlm_reads_four_kinds_of_data(recipe, tmp_path):
+    """Phones of what is read along, units of all by one codebook, those of text by a model that learns from speech."""
+    exp = tmp_path / "exp"
+    write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    shard = exp / "iter2/units/text/cuts_sentences-00000.jsonl.gz"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(b"")
+    done = recipe("--system", "vatlm", "--stop-stage", 5)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+
+    def given(start):
+        return [line for line in lines if line.startswith(start)]
+
+    corpus = exp / "corpus"
+    assert f"prepare tedlium3 {corpus}/tedlium {exp}/tedlium/data" in given("prepare tedlium3")[0]
+    assert f"--alignments {corpus}/talk-alignments" in given("prepare tedlium3")[0]
+    assert "--subset XL --source youtube" in given("prepare gigaspeech")[0]
+    mouth = f"{exp}/tedlium/mouth"
+    assert given("extract phones") == [
+        f"extract phones {mouth}/cuts_trainval.jsonl.gz {mouth}/cuts_valid.jsonl.gz {exp}/tedlium/phones"
+    ]
+    second = f"{exp}/iter2"
+    assert any(
+        f"{exp}/tedlium/phones/cuts_trainval.jsonl.gz {second}/features/tedlium" in line
+        and "--modalities audio" in line
+        for line in given("extract features")
+    )
+    (learnt,) = (line for line in given("pretrain") if "phone2unit" in line)
+    assert f"'{second}/units/tedlium/cuts_trainval.jsonl.gz'" in learnt and "model.num_units=200" in learnt
+    assert given("extract units") == [
+        f"extract units --from text {corpus}/text/sentences.txt {second}/units/text --name km "
+        f"--phone2unit {second}/phone2unit/model"
+    ]
+    last = given("pretrain")[-1]
+    for source in (
+        "cuts_trainval.jsonl.gz'], weight: 0.5}",
+        f"{{cuts: ['{second}/units/tedlium/cuts_trainval.jsonl.gz'], streams: [audio, text], weight: 0.2}}",
+        f"{{cuts: ['{shard}'], streams: [text], weight: 0.15}}",
+        f"{{cuts: ['{second}/units/gigaspeech/cuts_trainval.jsonl.gz'], streams: [audio], weight: 0.15}}",
+    ):
+        assert source in last, last
+
+
+def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):
+    """A row of Table I: a teacher of LRS3's labels transcribes VoxCeleb2, then both are tuned on."""
+    write_splits(tmp_path / "exp/mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    row = ROOT / "recipes/lrs3/conf/vatlm/rows/table1-large-vox-30h-v-self.yaml"
+    words = ["--corpus", "lrs3", "--stage", 6, "--stop-stage", 6, "--row", row]
+    for name in ("data", "vox", "tedlium", "gigaspeech", "text"):
+        words += [f"--{name}", name]
+    done = recipe("--system", "vatlm", *words)
+    assert done.returncode == 0, done.stderr
+    exp, lines = tmp_path / "exp", done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["finetune", "decode", "extract", "finetune"]
+    assert "large-vox-30h-av.yaml" in lines[0] and f"data.cuts=['{exp}/mouth/cuts_trainval.jsonl.gz']" in lines[0]
+    assert f"{exp}/vox/mouth/cuts_pretrain.jsonl.gz {exp}/vox/heard --modality audio+video" in lines[1]
+    assert lines[2].endswith(f"{exp}/vox/heard/pretrain-audio+video-clean {exp}/vox/labels")
+    assert f"['{exp}/mouth/cuts_trainval.jsonl.gz','{exp}/vox/labels/cuts_pretrain.jsonl.gz']" in lines[3]

@@ -54,7 +54,7 @@ if [ -n "$row" ] && [ ! -e "$row" ]; then
 fi
 [ -e "$conf" ] || stop "--conf $conf: not there; $system has $(ls "$here/conf/$system" | grep yaml | paste -sd ' ')"
 domain=$([ -z "$row" ] || plan labelled_corpus)
-case ${domain:-LRS3} in
+case $(cut -d+ -f1 <<< "${domain:-LRS3}") in
   LRS3) [ -z "$row" ] || [ "$corpus" != lrs2 ] || stop "--row $row: is tuned on LRS3; give --corpus lrs3" ;;
   LRS2) [ "$corpus" = lrs2 ] || stop "--row $row: is tuned on LRS2; give --corpus lrs2 --data, and --init with the encoder that was pre-trained" ;;
   *) stop "--row $row: is tuned on $domain; that is what recipes/librispeech/run.sh does" ;;
@@ -87,6 +87,10 @@ if [ "$corpus" != synth ] && [ -z "$landmarks" ] && [ "$dry_run" = no ] && [ "$s
 fi
 # Corpora beside --corpus that the plan pre-trains on: name, corpus (- for text, which needs no preparing), options.
 extra=$([ -n "$init" ] || plan extra | grep . || true)
+for name in vox tedlium; do   # what is only tuned on
+  ! plan labelled | tr '+' '\n' | grep -qx "$name" || grep -q "^$name " <<< "$extra" || extra+=$'\n'$name$([ $name = vox ] && echo " voxceleb2" || echo " tedlium3")
+done
+extra=$(grep . <<< "$extra" || true)
 if [ "$corpus" = synth ]; then
   [ -z "$vox$tedlium$gigaspeech$text$talk_alignments" ] || stop "--vox, --tedlium, --gigaspeech, --text, --talk-alignments: the embedded corpus brings its own; add --corpus lrs3"
   tedlium=$exp/corpus/tedlium gigaspeech=$exp/corpus/gigaspeech text=$exp/corpus/text/sentences.txt
@@ -283,12 +287,35 @@ frozen() {   # noises, split, ending of the folder: freezes the noise for the sp
   [ -z "$kinds" ] || mmspeech prepare noisy "$exp/data/cuts_$2.jsonl.gz" "$exp/noise" "$exp/noisy${3:-}" $kinds
 }
 
+labels() {   # trainval+tedlium: cuts with transcripts, of VoxCeleb2 with those that a recognizer made
+  local part
+  for part in $(tr '+' '\n' <<< "$1"); do
+    case $part in
+      vox) echo "$exp/vox/labels/cuts_pretrain.jsonl.gz" ;;
+      tedlium) echo "$exp/tedlium/mouth/cuts_trainval.jsonl.gz" ;;
+      *) echo "$exp/mouth/cuts_$part.jsonl.gz" ;;
+    esac
+  done
+}
+
 if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; then
   settings "$exp/mouth/cuts_valid.jsonl.gz"
+  teacher=$(plan teacher)
+  if [ -n "$teacher" ]; then   # self-training (VATLM Sec. V-B)
+    labelled=$(plan labelled | grep vox | sed -n '1s/+vox//p')
+    streams=$(plan teacher-streams)
+    hears "$teacher"
+    train finetune "$teacher" "$exp/teacher" --encoder "$encoder" --set "data.cuts=$(labels "$labelled" | listed)" \
+      "${common[@]}" ${heard[@]+"${heard[@]}"}
+    unheard=$(files "$exp/vox/mouth" "$(parts vox)")
+    mmspeech decode "$exp/teacher/model" "$unheard" "$exp/vox/heard" --modality "$streams" --label teacher \
+      $(plan search | awk 'NF { print "--set"; print }')
+    mmspeech extract pseudo-labels "$unheard" "$exp/vox/heard/pretrain-$streams-clean" "$exp/vox/labels"
+  fi
   number=0
   for file in $finetuned; do
     number=$((number + 1))
-    labelled=$(plan labelled | sed -n "${number}p")   # trainval or pretrain+trainval
+    labelled=$(plan labelled | sed -n "${number}p")
     kinds=$(grep -F "$file"$'\t' <<< "$sweeps" | cut -f 2 || true) sets=()
     if [[ $kinds == *:* ]]; then
       frozen "$kinds" valid -valid
@@ -296,7 +323,7 @@ if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; t
     fi
     hears "$file"
     train finetune "$file" "$exp/$(recognizer "$file")" --encoder "$encoder" ${sets[@]+"${sets[@]}"} \
-      --set "data.cuts=$(files "$exp/mouth" "${labelled//+/ }" | listed)" "${common[@]}" ${heard[@]+"${heard[@]}"}
+      --set "data.cuts=$(labels "$labelled" | listed)" "${common[@]}" ${heard[@]+"${heard[@]}"}
   done
 fi
 

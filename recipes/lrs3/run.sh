@@ -281,10 +281,10 @@ if begin_stage 5 "pre-training, further iterations: features of the last one, un
   done
 fi
 
-frozen() {   # noises, split, ending of the folder: freezes the noise for the split's cuts
+frozen() {   # noises, split, ending of the folder: freezes noise for the split's cuts, pieces that no other split hears
   local kinds
   kinds=$(words <<< "$1" | grep -vx clean | awk '{ print "--noise"; print }' || true)
-  [ -z "$kinds" ] || mmspeech prepare noisy "$exp/data/cuts_$2.jsonl.gz" "$exp/noise" "$exp/noisy${3:-}" $kinds
+  [ -z "$kinds" ] || mmspeech prepare noisy "$exp/data/cuts_$2.jsonl.gz" "$exp/noise" "$exp/noisy${3:-}" --split "$2" $kinds
 }
 
 labels() {   # trainval+tedlium: cuts with transcripts, of VoxCeleb2 with those that a recognizer made

@@ -499,7 +499,7 @@ def test_dry_run_of_a_tiny_model_says_sizes_and_memory_and_writes_nothing(tmp_pa
         assert command("finetune", tuning, tmp_path / "exp", "--encoder", conf, "--dry-run") == 0, task
         assert "one update on an invented clip" in capsys.readouterr().err
     assert not (tmp_path / "exp").exists()
-    assert command("finetune", tuning, tmp_path / "exp", "--encoder", conf) == 2
+    assert command("finetune", tuning, tmp_path / "exp", "--encoder", conf, "--set", f"data.cuts=[{conf}]") == 2
     assert "no folder with a pre-trained encoder; give one, or set `pretrained: false`" in capsys.readouterr().err
 
 

@@ -92,7 +92,7 @@ for name in vox tedlium; do   # what is only tuned on
 done
 extra=$(grep . <<< "$extra" || true)
 if [ "$corpus" = synth ]; then
-  [ -z "$vox$tedlium$gigaspeech$text$talk_alignments" ] || stop "--vox, --tedlium, --gigaspeech, --text, --talk-alignments: the embedded corpus brings its own; add --corpus lrs3"
+  [ -z "$tedlium$gigaspeech$text$talk_alignments" ] || stop "--tedlium, --gigaspeech, --text, --talk-alignments: the embedded corpus brings its own; add --corpus lrs3"
   tedlium=$exp/corpus/tedlium gigaspeech=$exp/corpus/gigaspeech text=$exp/corpus/text/sentences.txt
   talk_alignments=$exp/corpus/talk-alignments
 fi

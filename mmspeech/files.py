@@ -131,22 +131,39 @@ class Stage:
             shutil.rmtree(temporary, ignore_errors=True)
 
     @contextlib.contextmanager
-    def resuming(self) -> Iterator[Path]:
+    def resuming(self, is_whole: Callable[[], bool] = lambda: True) -> Iterator[Path]:
         """Yield the output folder itself, for long jobs that write many files, each by `replacing`.
 
         What an interrupted run with the same inputs left there is kept; what was made from others is removed first.
         The record that makes the output current is written last.
+
+        Args:
+            is_whole: asked at the end; False leaves the record to whichever of several jobs that write here ends last.
         """
         self._check_place()
-        begun = self.output / BEGUN
         self._record().unlink(missing_ok=True)
-        if self.output.exists() and not self._is_mine(_read(begun)):
+        if self.output.exists() and not self._is_mine(_read(self.output / BEGUN)):
             shutil.rmtree(self.output)
-        self.output.mkdir(parents=True, exist_ok=True)
-        write_json(begun, self._content())
+        self._begin()
         with room_for(self.output):
             yield self.output
-        write_json(self._record(), self._content())
+        if is_whole():
+            write_json(self._record(), self._content())
+
+    def _begin(self) -> None:
+        """Make the folder, with its note in it from the first moment: jobs that start together must not clear it."""
+        if self.output.exists():
+            return
+        temporary = self.output.with_name(f".{os.getpid()}.begun.{self.output.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(temporary / BEGUN, self._content())
+        try:
+            os.rename(temporary, self.output)
+        except OSError:  # another job has made it meanwhile
+            if not self._is_mine(_read(self.output / BEGUN)):
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     @contextlib.contextmanager
     def writing_file(self) -> Iterator[Path]:

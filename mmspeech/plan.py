@@ -4,6 +4,7 @@ python -m mmspeech.plan recipes/lrs3/conf/uhubert/synth.yaml pretrain      print
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy          the files that train with noise
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml noisy-finetune   those of them that fine-tune
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/synth-sweep.yaml sweeps    noises that sweeps are selected under
+python -m mmspeech.plan recipes/lrs3/conf/vatlm/rows/FILE teacher-streams   what a teacher of self-training gets
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml sources 5      what iteration 5 is trained on
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/lrs3.yaml extra          corpora beside --corpus that it needs
 python -m mmspeech.plan recipes/lrs3/conf/uhubert/rows/table2-drop-a.yaml folders      of a row: a name per iteration
@@ -21,8 +22,11 @@ from typing import Any, Literal
 
 from mmspeech import config as configs
 from mmspeech.errors import UserError
-from mmspeech.plan_sources import COMPLETE, PlanSource, check_sources, extra_lines, source_lines
+from mmspeech.plan_sources import COMPLETE, WRITTEN, PlanSource, check_sources, extra_lines, source_lines
 
+# What a recognizer is tuned on: parts of --corpus (of LRS3 30 h and 403 h), the sound of TED-LIUM 3, and VoxCeleb2 with
+# what another recognizer makes of it (self-training).
+Labelled = Literal["trainval", "pretrain+trainval", "trainval+tedlium", "trainval+vox", "pretrain+trainval+vox"]
 SWEEP_NOISE = "clean,babble:0"  # what a sweep is selected under, unless it says so
 
 
@@ -46,9 +50,11 @@ class Plan:
     # From iteration 2 on, the inputs whose features the codebook is learnt from, together: [audio+video] (the paper),
     # [audio, video, audio+video] ... Empty: the features that are labelled.
     codebook: list[str] = field(default_factory=list)
+    phone2unit: str = ""  # YAML of the model that makes the units of text alone from its phones (VATLM Sec. III-C)
     finetune: list[str]  # one YAML per recognizer
-    labelled: list[Literal["trainval", "pretrain+trainval"]] = field(default_factory=list)  # per recognizer, what it
-    # is tuned on: of LRS3 30 h or 433 h; without entries, each on trainval
+    labelled: list[Labelled] = field(default_factory=list)  # per recognizer; without entries, each on trainval
+    # One more YAML of a recognizer, which is tuned on `labelled` without `vox` and then transcribes `vox`.
+    teacher: str = ""
     modality: str = "av,a,v"  # streams that every recognizer is tested with
     noise: str = "clean,babble:0"  # and noises
     search: list[str] = field(default_factory=list)  # settings of the search: beam=5
@@ -58,11 +64,16 @@ class Plan:
             raise UserError("pretrain:, units: and clusters: need one entry per iteration each; add what is missing")
         if self.units and self.units[0] != "mfcc":
             raise UserError(f"units: the first iteration has no layer {self.units[0]}; start with mfcc")
-        check_sources(self.sources, len(self.pretrain) if self.clusters_units else 0, self.anchor)
+        check_sources(self.sources, len(self.pretrain) if self.clusters_units else 0, self.anchor, self.phone2unit)
         if not self.labelled:
             object.__setattr__(self, "labelled", ["trainval"] * len(self.finetune))
         if len(self.labelled) != len(self.finetune):
             raise UserError("labelled: needs one entry per file of finetune:, or none; add what is missing")
+        if bool(self.teacher) != any("vox" in labelled.split("+") for labelled in self.labelled):
+            raise UserError(
+                "teacher: is the recognizer that transcribes the `vox` of labelled:, which has no transcripts; give "
+                "both, or none"
+            )
 
     @property
     def clusters_units(self) -> bool:
@@ -84,8 +95,8 @@ class Row(Plan):
     tolerance: float = 1.0  # points by which two runs of the same thing may differ; ours, no paper states one
     corpus: str = "LRS3"  # whose test set it is
     labelled_corpus: str = "LRS3"
-    hours: float | None = None  # with labels
-    unlabelled_hours: float = 0.0  # of pre-training
+    hours: float | None = None  # with labels, given or made
+    unlabelled_hours: float = 0.0  # of speech in pre-training
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,7 +119,7 @@ class Row(Plan):
 
 def describe_hours(corpus: str, labelled: str, hours: float | None, unlabelled_hours: float | None) -> str:
     """What was tested on, and how much was trained on; None: not known."""
-    labels = "labels not known" if hours is None else f"{hours:.3g} h of labels"
+    labels = "labels not known" if hours is None else f"{round(hours) if hours >= 100 else f'{hours:.3g}'} h of labels"
     labels += f" of {labelled}" if labelled.casefold() != corpus.casefold() else ""
     if unlabelled_hours is None:
         return f"{corpus}, {labels}, pre-training not known"
@@ -156,6 +167,8 @@ def folders(plan: Plan, place: Path) -> list[str]:
     for number, entry in enumerate(zip(plan.pretrain, units, clusters, strict=True), start=1):
         sources = source_lines(plan.sources, number, plan.pseudo_labels, plan.codebook)
         done.append([configs.read(place / entry[0]), *entry[1:], sources])
+        if any(source.cuts in WRITTEN and source.first_iteration <= number for source in plan.sources):
+            done.append(configs.read(place / plan.phone2unit))
         found.append(f"iter{number}-{hashlib.sha256(json.dumps(done, sort_keys=True).encode()).hexdigest()[:8]}")
     return found
 
@@ -199,6 +212,9 @@ def main() -> None:
         if key in ("noisy", "noisy-finetune"):
             names = [*(plan.pretrain if key == "noisy" else []), *plan.finetune]
             value = noisy(file.parent / name for name in names)
+        elif key == "teacher-streams":
+            read = configs.read(file.parent / plan.teacher) if plan.teacher else {}
+            value = "+".join(read.get("streams") or ["audio", "video"])
         elif key == "folders":
             value = folders(plan, file.parent)
         elif key == "texts":
@@ -217,7 +233,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     lines = value if isinstance(value, list) else [value]
-    if key in ("pretrain", "finetune", "encoder"):
+    if key in ("pretrain", "finetune", "encoder", "phone2unit", "teacher"):
         lines = [file.parent / line for line in lines if line]
     for line in lines:
         print(line)

@@ -20,6 +20,11 @@ def stable_hash(*key: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
+def item_keys(seed: int, purpose: str, passes: Sequence[int], ids: Sequence[str]) -> list[int]:
+    """One key per item of a batch: what is drawn for it depends on nothing else in the batch."""
+    return [stable_hash(seed, purpose, number, item) for number, item in zip(passes, ids, strict=True)]
+
+
 def numpy_rng(*key: object) -> np.random.Generator:
     """A numpy generator for the key."""
     return np.random.default_rng(stable_hash(*key))

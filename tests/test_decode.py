@@ -151,7 +151,10 @@ def test_nbest_holds_readings_with_their_tokens(decoded):
 
 
 def test_one_best_is_a_line_without_lists(decoded):
-    assert all(line.keys() == {"id", "text", "score"} for line in lines_of(decoded("--modality", "a") / "test-a-clean"))
+    assert all(
+        line.keys() == {"id", "text", "score", "confidence"}
+        for line in lines_of(decoded("--modality", "a") / "test-a-clean")
+    )
 
 
 def test_joint_search_is_a_setting(world, decoded, tmp_path):
@@ -199,6 +202,30 @@ def test_all_noises_of_the_noisy_test_sets_come_from_one_call(world, tmp_path, c
         assert f"{kind.file_name}: sha256 {FrozenNoise(tmp_path / 'noisy' / kind.file_name).sha256}" in said
     name = "music_-5dB.jsonl"
     assert FrozenNoise(tmp_path / "noisy" / name).sha256 == FrozenNoise(world.noisy / name).sha256
+
+
+def test_the_noise_grid_is_decoded_in_one_call(world, decoded, tmp_path, capsys):
+    """AVSR and ASR, clean and in the fifteen frozen noises; noisy validation sets too."""
+    for split, folder in (("test", "noisy"), ("valid", "noisy-valid")):
+        for category in CATEGORIES:
+            write_cuts(tmp_path / "noise", [1.5, 0.5], name=f"noise_{category}_{split}.jsonl.gz", units=None)
+        words = ["--noise", "grid", "--split", split]
+        assert command("prepare", "noisy", world.cuts, tmp_path / "noise", tmp_path / folder, *words) == 0
+        assert len(find_kinds(tmp_path / folder)) == 15
+    header = json.loads((tmp_path / "noisy-valid/babble_0dB.jsonl").read_text().splitlines()[0])
+    assert header["split"] == "valid"
+    out = decoded("--noise-grid", "--noise-sets", tmp_path / "noisy")
+    names_of = {
+        f"test-{modality}-{kind}" for modality in ("a", "av") for kind in ("clean", "babble_-10dB", "music_5dB")
+    }
+    assert len(names(out)) == 32 and names_of < names(out)
+    decoded("--noise", "grid,clean,babble:0", "--modality", "a", "--noise-sets", tmp_path / "noisy")
+    assert capsys.readouterr().err.count(CURRENT) == 16
+    words = ["--workers", 0, "--noise-grid", "--noise", "clean"]
+    assert command("decode", world.model, world.cuts, tmp_path / "x", *words) == 2
+    assert "--noise-grid: names the noises; leave out --noise and --all" in capsys.readouterr().err
+    assert command("decode", world.model, world.cuts, tmp_path / "x", "--workers", 0, "--noise-grid") == 2
+    assert "no frozen noise babble_10dB.jsonl in --noise-sets; make it with" in capsys.readouterr().err
 
 
 def test_noises_may_be_joined_by_commas_and_count_once():

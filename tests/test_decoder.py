@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from mmspeech.blocks.position import sinusoids
 from mmspeech.errors import UserError
-from mmspeech.models.decoder import END, PAD, Decoder, DecoderConfig, shift_right, sinusoids
+from mmspeech.models.decoder import END, PAD, Decoder, DecoderConfig, shift_right
 
 
 def small_decoder(**changes: object) -> Decoder:

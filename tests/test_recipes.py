@@ -11,13 +11,15 @@ import yaml
 from mmspeech import config as configs
 from mmspeech.cli import finetune, pretrain, sweep
 from mmspeech.data.noise import NoiseConfig
+from mmspeech.data.reading import check_streams
 from mmspeech.errors import UserError
 from mmspeech.plan import Plan, main, noisy
 from mmspeech.pretraining.avdata2vec import AVData2vecConfig
+from mmspeech.pretraining.vatlm import VatlmConfig
 
 ROOT = Path(__file__).parents[1]
 LRS3 = ROOT / "recipes" / "lrs3" / "conf"
-CONF, DATA2VEC = LRS3 / "uhubert", LRS3 / "av-data2vec"
+CONF, DATA2VEC, VATLM = LRS3 / "uhubert", LRS3 / "av-data2vec", LRS3 / "vatlm"
 SYSTEMS = sorted(folder.parent for folder in LRS3.glob("*/pretrain"))
 
 
@@ -32,13 +34,17 @@ def test_pretraining_files_load(file):
     """Keys and values fit; dropped streams are streams of the model; a tri-stage schedule ends with the updates."""
     tree = configs.read(file)
     run = configs.build(tree, pretrain.RUNS[tree["system"]][0], file)
+    check_streams(run.data.streams)
     objective, training = run.objective, run.training
     tables = [objective.modality_dropout] if tree["system"] == "uhubert" else []
     if tree["system"] == "av-data2vec":
         tables = [objective.student.otherwise, objective.teacher.otherwise, objective.unmasked_weight]
         assert run.data.units is None and (objective.top_k or 1) <= run.model.num_layers
+    if tree["system"] == "vatlm":
+        tables = [objective.modality_dropout, objective.weights]
     named = {name for table in tables for subset in table for name in subset.split("+")}
-    assert named <= set(run.model.streams) and set(run.data.streams) == set(run.model.streams)
+    taken = set(getattr(run.model, "streams", run.data.streams))  # a phoneme-to-unit model takes what is read
+    assert named <= taken and set(run.data.streams) == taken
     if training.schedule == "tri_stage":
         assert training.warmup_updates + training.hold_updates + training.decay_updates == training.updates
 
@@ -57,7 +63,7 @@ def test_finetuning_files_load(file):
 @files("*.yaml")
 def test_plans_name_files_that_exist(file):
     plan = configs.load(file, Plan)
-    for name in [*plan.pretrain, *plan.finetune]:
+    for name in filter(None, [*plan.pretrain, *plan.finetune, plan.phone2unit, plan.teacher]):
         assert (file.parent / name).is_file(), name
     if plan.clusters_units:
         for name, clusters in zip(plan.pretrain, plan.clusters, strict=True):
@@ -74,14 +80,14 @@ def test_433_hours_of_labels_are_pretrain_and_trainval(file):
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
 def test_every_training_of_the_papers_is_in_a_plan_or_a_row(system):
-    """Fine-tunings named by hours of labels; of AV-data2vec every pre-training, too, if it is of no claim."""
+    """Fine-tunings named by hours of labels; but of u-HuBERT every pre-training, too, if it is of no claim."""
     plans = [configs.load(file, Plan) for file in system.glob("*.yaml")]
     rows = [configs.read(file) for file in system.glob("rows/*.yaml")]
-    named = {name for plan in plans for name in [*plan.pretrain, *plan.finetune]}
+    named = {name for plan in plans for name in [*plan.pretrain, *plan.finetune, plan.phone2unit]}
     named |= {name.removeprefix("../") for row in rows for name in [*row["pretrain"], *row["finetune"]]}
-    patterns = ["finetune/*[0-9]h-*.yaml", *(["pretrain/*.yaml"] if system == DATA2VEC else [])]
-    claimed = configs.read(system.parent / "claims" / f"{system.name}.yaml")["encoders"].values()
-    named |= {encoder["conf"] for encoder in claimed}
+    patterns = ["finetune/*[0-9]h-*.yaml", *([] if system == CONF else ["pretrain/*.yaml"])]
+    for claims in system.parent.glob(f"claims/{system.name}.yaml"):
+        named |= {encoder["conf"] for encoder in configs.read(claims)["encoders"].values()}
     assert {str(file.relative_to(system)) for pattern in patterns for file in system.glob(pattern)} <= named
 
 
@@ -140,6 +146,59 @@ def test_published_values_of_av_data2vec_are_those_of_the_paper():
         assert (decoder.num_layers, decoder.dim, decoder.ffn_dim, decoder.heads) == sizes
         assert training.lr == 1e-3 and not encoder.modality_dropout and run.data.noise.probability == 0
         assert run.valid_streams == ["+".join(run.streams)]
+
+
+def test_published_values_of_vatlm_are_those_of_the_paper():
+    """Sec. IV-B: sizes, updates, units, lambdas; else those of the published configurations, as fine-tunings are."""
+    stated = {  # layers, width, inner, heads, updates; rate, warm-up, seconds of an update: GPUs x frames
+        "base-lrs3": (12, 768, 3072, 12, 400_000, 5e-4, 32_000, 32 * 3000 * 0.04),
+        "base-vox": (12, 768, 3072, 12, 400_000, 2e-3, 64_000, 32 * 3000 * 0.04),
+        "large-vox": (24, 1024, 4096, 16, 600_000, 2e-3, 48_000, 64 * 3000 * 0.04),
+    }
+    for name, values in stated.items():
+        run = configs.load(VATLM / f"pretrain/{name}.yaml", pretrain.VatlmRun)
+        model, training = run.model, run.training
+        found = (model.num_layers, model.dim, model.ffn_dim, model.heads, training.updates, training.lr)
+        assert (*found, training.warmup_updates, run.data.batch_s) == values
+        assert (training.optimizer, model.fusion, list(model.streams)) == ("adam", "concat", ["audio", "video", "text"])
+        assert run.objective == VatlmConfig(num_units=2000)  # the paper's: test_vatlm.py looks at it
+        assert set(run.objective.weights.values()) == {1.0}
+        assert (run.data.min_s, run.data.max_s, run.data.trim_s, run.data.max_batch_s) == (0.2, 20, None, 120)
+        plan = configs.load(VATLM / f"{name}.yaml", Plan)
+        corpus = {"base-lrs3": "lrs3", "base-vox": "base-vox", "large-vox": "large-vox"}[name]
+        before = configs.load(CONF / f"{corpus}.yaml", Plan)
+        assert [CONF / one for one in before.pretrain[:4]] == [(VATLM / one).resolve() for one in plan.pretrain[:4]]
+        assert (plan.units, plan.clusters, plan.pretrain[4:]) == (
+            before.units,
+            before.clusters,
+            [f"pretrain/{name}.yaml"],
+        )
+    tunings = {  # updates, warm-up, decay, freeze, seconds of an update
+        "base-lrs3-30h-av": (50_000, 15_000, 20_000, 30_000, 640),
+        "base-lrs3-30h-v": (40_000, 10_000, 20_000, 24_000, 640),
+        "base-vox-30h-av": (50_000, 15_000, 20_000, 30_000, 640),
+        "base-vox-30h-v": (50_000, 15_000, 20_000, 30_000, 640),
+        "base-vox-433h-av": (60_000, 20_000, 40_000, 48_000, 640),
+        "base-vox-433h-v": (30_000, 10_000, 20_000, 18_000, 640),
+        "large-vox-30h-av": (60_000, 20_000, 40_000, 48_000, 320),
+        "large-vox-30h-v": (18_000, 6_000, 12_000, 14_400, 320),
+        "large-vox-433h-av": (60_000, 20_000, 40_000, 48_000, 320),
+        "large-vox-433h-v": (30_000, 10_000, 20_000, 18_000, 320),
+    }
+    decoders = {"base": (6, 768, 3072, 4), "large": (9, 1024, 4096, 8)}
+    for name, values in tunings.items():
+        run = configs.load(VATLM / f"finetune/{name}.yaml", finetune.Seq2SeqRun)
+        training, decoder = run.training, run.objective.decoder
+        found = (
+            training.updates,
+            training.warmup_updates,
+            training.decay_updates,
+            run.objective.encoder.freeze_updates,
+        )
+        assert (*found, run.data.batch_s) == values and training.lr == 1e-3 and run.tokenizer.size == 1000
+        assert (decoder.num_layers, decoder.dim, decoder.ffn_dim, decoder.heads) == decoders[name.partition("-")[0]]
+        kept = ["audio", "video"] if name.endswith("av") else ["video"]
+        assert (run.streams, run.remove) == (kept, ["text"] if name.endswith("av") else ["audio", "text"])
 
 
 def test_ablations_of_av_data2vec_differ_from_their_base_in_one_setting():

@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import itertools
 import json
 import re
 from pathlib import Path
@@ -20,12 +21,16 @@ from mmspeech.scoring import against, table, wer
 
 ROOT = Path(__file__).parents[1]
 LRS3 = ROOT / "recipes/lrs3/conf"
-CONF, DATA2VEC = LRS3 / "uhubert", LRS3 / "av-data2vec"
+CONF, DATA2VEC, VATLM = LRS3 / "uhubert", LRS3 / "av-data2vec", LRS3 / "vatlm"
 ROWS = sorted(LRS3.glob("*/rows/*.yaml"))
 FIVE = (("av", "clean"), ("av", "babble:0"), ("a", "clean"), ("a", "babble:0"), ("v", "clean"))
 
 
 TASKS = {"VSR": "v", "ASR": "a", "AVSR": "av"}
+STREAMS = {"v": ["video"], "a": ["audio"], "av": ["audio", "video"]}
+# Hours of speech, as the papers say; those of VoxCeleb2 are the English ones.
+HOURS = {"trainval": 30, "pretrain": 403, "vox": 1326, "tedlium": 452, "gigaspeech": 3846, "text": 0}
+SNRS_DB = (-10, -5, 0, 5, 10)
 
 load_row = functools.cache(plan.load_row)
 
@@ -59,6 +64,8 @@ def title(file):
             "Figure 2": 24, "Figure 3": 21, "Table 1": 12, "Table 2": 12, "Table 3": 18, "Table 4": 24, "Table 5": 18,
             "Table 6": 66,
         }),
+        # Own lines of Tables I-IV, and AV-HuBERT's of II and IV, times VSR and AVSR (Table III, line 6: AVSR; IV: ASR).
+        ("vatlm", {"Table I": 14, "Table II": 8, "Table III": 11, "Table IV": 4}),
     ],
 )  # fmt: skip
 def test_every_row_of_the_paper_has_a_file(system, expected):
@@ -78,12 +85,17 @@ def test_a_row_names_files_that_load_and_fit_each_other(file):
     encoder = load_run(file.parent / (row.encoder or row.pretrain[-1]))
     for name in row.finetune:
         run = load_run(file.parent / name)
-        assert set(run.streams) <= set(encoder.model.streams)
+        assert {*run.streams, *run.remove} <= set(encoder.model.streams) and not set(run.streams) & set(run.remove)
         assert run.pretrained == bool(row.pretrain)
         assert (row.metric == "bleu") == (run.text != "transcript")
-        assert f"{row.hours:g}h" in Path(name).stem, name
-        if row.labelled_corpus == "LRS3":
-            assert row.labelled == [{30: "trainval", 433: "pretrain+trainval"}[row.hours]]
+        hours = row.hours
+        if row.labelled_corpus.startswith("LRS3"):
+            (parts,) = (labelled.split("+") for labelled in row.labelled)
+            assert sum(HOURS[part] for part in parts) == row.hours
+            hours = sum(HOURS[part] for part in parts if part in ("pretrain", "trainval"))
+        assert f"{hours:g}h" in Path(name).stem, name
+    parts = [part for source in row.sources for part in source.cuts.split("+") if row.pretrain]
+    assert sum(HOURS[part] for part in parts) == row.unlabelled_hours
 
 
 @pytest.mark.parametrize("file", ROWS, ids=title)
@@ -206,6 +218,104 @@ def test_a_row_of_av_data2vec_runs_what_its_words_say(file):
         assert (run.model, run.data, run.training) == (common.model, common.data, common.training)
 
 
+def printed_lines(text, table):
+    """The cells of one of VATLM's tables, line by line."""
+    lines = iter(text[re.search(rf"^TABLE {table}\s*$", text, re.MULTILINE).end() :].splitlines())
+    inside = itertools.takewhile(lambda line: "\t" in line, itertools.dropwhile(lambda line: "\t" not in line, lines))
+    return [[cell.strip() for cell in line.split("\t")] for line in inside]
+
+
+def printed_in_vatlm(text):
+    """(table, what its row file says) -> figures by noise; of Table I the bold ones, which are VATLM's."""
+    found = {}
+
+    def add(table, words, tasks, figures):
+        for task, figure in zip(tasks, figures, strict=True):
+            if figure != "-":
+                found[table, f"{words}; {task}"] = {"clean": float(re.sub("</?b>", "", figure))}
+
+    who, size = "VATLM (ours)", ""
+    for method, backbone, _, _, labelled, unlabelled, *figures in printed_lines(text, "I"):
+        size = backbone or size
+        if figures[-1].startswith("<b>"):
+            who = method or who
+            add("Table I", f"{who}, {size}, {labelled}, {unlabelled}", ("AVSR", "VSR"), figures)
+    for method, _, *figures in printed_lines(text, "II"):
+        if method.startswith(("AV-HuBERT", "VATLM")):
+            add("Table II", method.removesuffix(" [30]"), ("VSR", "AVSR"), figures)
+    for _, labelled, loss, *figures in printed_lines(text, "III")[1:]:
+        loss = re.sub(r"\\mathcal|[${}]", "", loss)
+        add("Table III", f"{labelled}, {loss}", ("VSR", "AVSR"), figures)
+    for model, mode, *figures in printed_lines(text, "IV")[2:]:
+        who = model or who
+        values = list(map(float, figures))
+        noises = [f"{kind}:{snr_db}" for kind in ("babble", "speech", "music") for snr_db in SNRS_DB]
+        means = [values.pop(place) for place in (17, 11, 5)][::-1]
+        for k, mean in enumerate(means):  # which no row file repeats
+            assert sum(values[5 * k : 5 * k + 5]) / 5 == pytest.approx(mean, abs=0.06)
+        found["Table IV", f"{who}; {mode}"] = dict(zip([*noises, "clean"], values, strict=True))
+    return found
+
+
+def test_words_and_figures_are_exactly_those_of_vatlm(shared):
+    """Read from the text of the paper: VATLM's, and of Tables II and IV AV-HuBERT's, which its authors tuned."""
+    printed = printed_in_vatlm((shared / "papers/vatlm.txt").read_text(encoding="utf-8"))
+    ours = {}
+    for row in map(load_row, rows_of("vatlm")):
+        ((streams, ours[row.table, row.row]),) = row.paper.items()
+        assert streams == row.modality == TASKS[row.row.rpartition("; ")[2]]
+    assert ours == printed
+
+
+@pytest.mark.parametrize("file", rows_of("vatlm"), ids=title)
+def test_a_row_of_vatlm_runs_what_its_words_say(file):
+    """Size, hours, data in pre-training, noise; what is tuned on the task's streams alone (Sec. IV-C)."""
+    row = load_row(file)
+    run, tuned = load_run(file.parent / row.pretrain[-1]), load_run(file.parent / row.finetune[0])
+    words, _, task = row.row.partition("; ")
+    assert tuned.streams == STREAMS[TASKS[task]] and tuned.valid_streams == ["+".join(tuned.streams)]
+    assert row.search[0] == "beam=50"
+    ours = "AV-HuBERT" not in words
+    assert isinstance(run, pretrain.VatlmRun if ours else pretrain.UHubertRun)
+    assert tuned.remove == ([name for name in ("audio", "video", "text") if name not in tuned.streams] if ours else [])
+    assert run.model.num_layers == (24 if "Large" in words else 12)
+    assert tuned.objective.decoder.num_layers == (9 if "Large" in words else 6)
+    given = [(source.cuts, source.streams, source.first_iteration) for source in row.sources]
+    clips = [part for cuts, streams, _ in given if not streams for part in cuts.split("+")]
+    types = {
+        "L^ap": ("tedlium", ["audio", "text"], 5),
+        "L^p": ("text", ["text"], 5),
+        "L^a": ("gigaspeech", ["audio"], 5),
+    }
+    left_out = set(words.partition(", ")[2].replace("-", "").split()) if row.table == "Table III" else set()
+    expected = [what for name, what in types.items() if name not in left_out and ours]
+    assert [one for one in given if one[1]] == expected
+    assert row.codebook == ["audio+video"] and bool(row.phone2unit)
+    assert clips == ["pretrain", "trainval", *(["vox"] if row.table == "Table II" or "1759" in words else [])]
+    if row.table == "Table I":
+        labelled, unlabelled = words.split(", ")[2:]
+        assert float(unlabelled) == sum(HOURS[part] for part in clips)
+        assert row.labelled[0].removesuffix("+vox") == {"30": "trainval", "433": "pretrain+trainval"}[labelled]
+    assert bool(row.teacher) == row.labelled[0].endswith("+vox") == ("self-training" in words)
+    assert (row.labelled == ["trainval+tedlium"]) == ("TED-LIUM3" in words)
+    noise = tuned.data.noise
+    assert run.data.noise.probability == 0, "Sec. V-E: none in pre-training"
+    assert (noise.probability > 0, noise.snr_db) == ((True, (0, 25)) if row.table == "Table IV" else (False, (0, 0)))
+
+
+def test_shares_of_vatlm_are_the_published_ratios():
+    """Audio-visual, paired, text, sound; the first shared by hours where there are two corpora of it."""
+    published = {"base-lrs3": (0.08, 0.1, 0.15, 0.15), "base-vox": (0.13, 0.15, 0.32, 0.3)}
+    for name, ratios in published.items():
+        for row in (plan.load(VATLM / f"{name}.yaml"), load_row(VATLM / f"rows/table1-{name}-30h-v.yaml")):
+            clips = [source for source in row.sources if not source.streams]
+            others = [source.weight for source in row.sources if source.streams]
+            assert (round(sum(source.weight for source in clips), 3), *others) == ratios
+            hours = [sum(HOURS[part] for part in source.cuts.split("+")) for source in clips]
+            for source, own in zip(clips, hours, strict=True):
+                assert source.weight == pytest.approx(ratios[0] * own / sum(hours), rel=1e-3)
+
+
 def test_pnmi_is_exactly_the_papers(shared):
     """Table 1: a line per codebook, three figures with modality dropout, three without."""
     text = (shared / "papers/u-hubert.txt").read_text(encoding="utf-8")
@@ -230,6 +340,24 @@ def test_rows_share_the_iterations_that_they_have_in_common():
     assert folders["table1-base-433h-v"] == folders["table2-base-433h-a"] != folders["table1-base-1759h-v"]
 
 
+def test_rows_of_vatlm_share_four_iterations_with_av_huberts():
+    """It goes on from AV-HuBERT's fourth iteration (Sec. III-C), and its losses left out differ in the fifth alone."""
+    folders = {file.stem: plan.folders(load_row(file), file.parent) for file in rows_of("vatlm")}
+    whole = folders["table1-base-lrs3-30h-av"]
+    assert whole == folders["table3-1-total-v"] == folders["table4-av"]
+    fifth = set()
+    for number, name in ((1, "total"), (2, "no-p"), (3, "no-a"), (4, "no-p-a"), (5, "no-p-a-ap")):
+        one = folders[f"table3-{number}-{name}-v"]
+        assert one == folders[f"table3-{number}-{name}-av"] and one[:4] == whole[:4]
+        fifth.add(one[4])
+    assert len(fifth) == 5 and folders["table3-6-tedlium-av"] == folders["table3-5-no-p-a-ap-av"]
+    assert folders["table4-avhubert-a"][:4] == whole[:4] and folders["table4-avhubert-a"][4] not in fifth
+    large = folders["table1-large-vox-433h-v"]
+    for name in ("table1-base-vox-30h-v", "table2-avhubert-base-v", "table2-avhubert-large-av"):
+        assert folders[name][:4] == large[:4] and folders[name][4] != large[4]
+    assert folders["table2-large-v"] == folders["table1-large-vox-30h-v-self"] == large
+
+
 def test_what_is_no_row_is_refused_with_the_reason(tmp_path):
     good = {"table": "Table 2", "row": "a", "pretrain": [], "units": [], "clusters": [], "finetune": ["x.yaml"]}
     for change, message in (
@@ -250,7 +378,7 @@ def experiment(folder, corpus="lrs3", hours=433.0, name="ours"):
     """A system that was pre-trained on 1759 h, tuned on so many and decoded, as the stages record it."""
 
     def cuts(path, seconds):
-        line = {"id": "a", "duration": seconds, "custom": {"corpus": corpus}}
+        line = {"id": "a", "duration": seconds, "recording": {"id": "a"}, "custom": {"corpus": corpus}}
         path.parent.mkdir(parents=True, exist_ok=True)
         with gzip.open(path, "wt") as file:
             file.write(json.dumps(line) + "\n")
@@ -326,6 +454,17 @@ def test_what_cannot_be_known_is_not_compared(tmp_path):
     assert not one.systems[0].comparable and one.systems[0].condition.startswith("corpus not known")
 
 
+def test_hours_are_of_speech_and_told_whole(tmp_path):
+    """Text that is pre-trained on has a length in units, and none in hours; labels that are made count."""
+    lines = [{"id": "a", "duration": 3600, "recording": {"id": "a"}, "custom": {"corpus": "lrs3"}}]
+    lines.append({"id": "text-1", "duration": 7200, "custom": {"phones": {}}})
+    with gzip.open(tmp_path / "cuts.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    assert against.material((tmp_path / "cuts.jsonl.gz",)) == against.Material(("lrs3",), 1.0)
+    row = load_row(VATLM / "rows/table1-large-vox-30h-v-self.yaml")
+    assert row.condition == "LRS3, 1356 h of labels of LRS3+VoxCeleb2, 6057 h without"
+
+
 def test_report_has_the_paper_beside_and_refuses_a_row_that_fits_nothing(tmp_path, capsys):
     exp = experiment(tmp_path / "exp")
     score.score_report([exp], against=[ROW])
@@ -360,17 +499,25 @@ def test_dry_run_of_a_tiny_model_says_sizes_and_memory_and_writes_nothing(tmp_pa
         assert command("finetune", tuning, tmp_path / "exp", "--encoder", conf, "--dry-run") == 0, task
         assert "one update on an invented clip" in capsys.readouterr().err
     assert not (tmp_path / "exp").exists()
-    assert command("finetune", tuning, tmp_path / "exp", "--encoder", conf) == 2
+    assert command("finetune", tuning, tmp_path / "exp", "--encoder", conf, "--set", f"data.cuts=[{conf}]") == 2
     assert "no folder with a pre-trained encoder; give one, or set `pretrained: false`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("row", ["uhubert/rows/table6-p50-25-25-a.yaml", "av-data2vec/rows/table1-base-433h-av.yaml"])
-def test_dry_run_of_the_papers_base_model(tmp_path, capsys, row):
-    """AV-HuBERT BASE has 103 M parameters (Shi et al. 2022a, Sec. 4.1); then its fine-tuning, of the row's files."""
+@pytest.mark.parametrize(
+    ("row", "least", "most"),
+    [
+        ("uhubert/rows/table6-p50-25-25-a.yaml", 100, 106),
+        ("av-data2vec/rows/table1-base-433h-av.yaml", 100, 106),
+        ("vatlm/rows/table1-base-lrs3-30h-v.yaml", 106, 108),
+    ],
+)
+def test_dry_run_of_the_papers_base_model(tmp_path, capsys, row, least, most):
+    """AV-HuBERT BASE has 103 M parameters (Shi et al. 2022a, Sec. 4.1), VATLM's 107 M (Sec. IV-B); then its
+    fine-tuning, of the row's files."""
     place, row = (LRS3 / row).parent, plan.load_row(LRS3 / row)
     assert command("pretrain", place / row.pretrain[-1], tmp_path / "exp", "--dry-run") == 0
     said = capsys.readouterr().err
-    assert 100 < float(re.search(r"encoder (\d+\.\d+)", said)[1]) < 106
+    assert least < float(re.search(r"encoder (\d+\.\d+)", said)[1]) < most
     settings = ["--encoder", place / row.pretrain[-1], "--dry-run"]
     assert command("finetune", place / row.finetune[0], tmp_path / "exp", *settings) == 0
     assert "one update on an invented clip" in capsys.readouterr().err
@@ -382,6 +529,13 @@ def test_dry_run_of_av_data2vec_large(tmp_path, capsys):
     said = capsys.readouterr().err
     sizes = [float(re.search(rf"{part} (\d+\.\d+)", said)[1]) for part in ("encoder", "teacher")]
     assert 315 < sizes[0] == sizes[1] < 330
+
+
+def test_dry_run_of_vatlm_large(tmp_path, capsys):
+    """332 M parameters (Sec. IV-B); one item of each type of data."""
+    assert command("pretrain", VATLM / "pretrain/large-vox.yaml", tmp_path / "exp", "--dry-run") == 0
+    said = capsys.readouterr().err
+    assert 331.5 < float(re.search(r"encoder (\d+\.\d+)", said)[1]) < 332.5 and "4 invented items" in said
 
 
 def test_a_row_is_run_in_folders_that_others_share(recipe, tmp_path):  # noqa: F811

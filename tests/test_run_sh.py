@@ -130,6 +130,8 @@ def test_validation_list_and_alignments_reach_the_preparation_of_lrs3_alone(reci
     assert "--valid-ids valid.id --alignments phones" in done.stdout.splitlines()[0]
     done = recipe("--corpus", "grid", *words)
     assert (done.returncode, done.stdout) == (2, "") and "are for --corpus lrs3" in done.stderr
+    done = recipe("--corpus", "grid", *words[2:])
+    assert (done.returncode, done.stdout) == (2, "") and "--alignments is for --corpus lrs3 or lrs2" in done.stderr
 
 
 def test_a_plan_with_three_corpora_takes_each_for_what_it_is(recipe, tmp_path):
@@ -225,6 +227,38 @@ def test_a_model_to_start_from_takes_the_place_of_pretraining(recipe, tmp_path):
     assert tuned[tuned.index("--encoder") + 1] == given[1] == str(model) and given[3] == f"{exp}/as-given/decode"
 
 
+def test_lrs2_is_tuned_on_what_was_pretrained_elsewhere(recipe, tmp_path):
+    """VATLM, Table II: its own lists validate; a row of LRS2 takes --init, and no other corpus."""
+    exp, model, row = tmp_path / "exp", tmp_path / "encoder", tmp_path / "row.yaml"
+    model.mkdir()
+    tree = {"table": "Table II", "row": "BASE", "encoder": str(CONF / "pretrain/base-vox-5.yaml"), "corpus": "LRS2"}
+    row.write_text(
+        yaml.safe_dump(tree | {"labelled_corpus": "LRS2", "finetune": [str(CONF / "finetune/base-vox-433h-v.yaml")]})
+    )
+    write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    words = ["--corpus", "lrs2", "--data", "bbc", "--init", model, "--alignments", "phones", "--landmarks", "marks"]
+    done = recipe(*words, "--row", row)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert done.stdout.startswith(f"prepare lrs2 bbc {exp}/data --jobs")
+    assert lines[0][-4:] == ["--max-s", "15", "--alignments", "phones"]
+    tuned = next(line for line in lines if line[0] == "finetune")
+    assert tuned[2] == f"{exp}/row" and tuned[tuned.index("--encoder") + 1] == str(model)
+    assert not any(line[0] == "pretrain" for line in lines)
+    done = recipe(*words)
+    assert done.returncode == 0 and "finetune/init-av.yaml" in done.stdout
+    for words, message in [
+        (["--corpus", "lrs3", "--data", "d", "--row", row], "is tuned on LRS2; give --corpus lrs2"),
+        (["--corpus", "lrs2", "--data", "d", "--row", CONF / "rows/table2-drop-v.yaml"], "is tuned on LRS3; give"),
+        (
+            ["--corpus", "lrs2", "--data", "d", "--init", model, "--valid-ids", "x"],
+            "--valid-ids and --translations are",
+        ),
+    ]:
+        done = recipe(*words)
+        assert (done.returncode, done.stdout) == (2, "") and message in done.stderr, done.stderr
+
+
 def test_a_model_that_is_not_there_is_told_at_once(recipe, tmp_path):
     done = recipe("--corpus", "clips", "--data", "own", "--init", tmp_path / "nowhere.pt")
     assert (done.returncode, done.stdout) == (2, "") and "nowhere.pt is not there" in done.stderr
@@ -305,3 +339,64 @@ def test_recipe_goes_to_the_end_on_two_processes_and_then_has_nothing_to_do(tmp_
     for name in ("iter1/encoder", "ctc/model"):
         assert f"{exp / name}: {CURRENT}" in again.stderr
     assert state() == before
+
+
+def test_vatlm_reads_four_kinds_of_data(recipe, tmp_path):
+    """Phones of what is read along, units of all by one codebook, those of text by a model that learns from speech."""
+    exp = tmp_path / "exp"
+    write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    shard = exp / "iter2/units/text/cuts_sentences-00000.jsonl.gz"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(b"")
+    done = recipe("--system", "vatlm", "--stop-stage", 5)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+
+    def given(start):
+        return [line for line in lines if line.startswith(start)]
+
+    corpus = exp / "corpus"
+    assert f"prepare tedlium3 {corpus}/tedlium {exp}/tedlium/data" in given("prepare tedlium3")[0]
+    assert f"--alignments {corpus}/talk-alignments" in given("prepare tedlium3")[0]
+    assert "--subset XL --source youtube" in given("prepare gigaspeech")[0]
+    mouth = f"{exp}/tedlium/mouth"
+    assert given("extract phones") == [
+        f"extract phones {mouth}/cuts_trainval.jsonl.gz {mouth}/cuts_valid.jsonl.gz {exp}/tedlium/phones"
+    ]
+    second = f"{exp}/iter2"
+    assert any(
+        f"{exp}/tedlium/phones/cuts_trainval.jsonl.gz {second}/features/tedlium" in line
+        and "--modalities audio" in line
+        for line in given("extract features")
+    )
+    (learnt,) = (line for line in given("pretrain") if "phone2unit" in line)
+    assert f"'{second}/units/tedlium/cuts_trainval.jsonl.gz'" in learnt and "model.num_units=200" in learnt
+    assert given("extract units") == [
+        f"extract units --from text {corpus}/text/sentences.txt {second}/units/text --name km "
+        f"--phone2unit {second}/phone2unit/model"
+    ]
+    last = given("pretrain")[-1]
+    for source in (
+        "cuts_trainval.jsonl.gz'], weight: 0.5}",
+        f"{{cuts: ['{second}/units/tedlium/cuts_trainval.jsonl.gz'], streams: [audio, text], weight: 0.2}}",
+        f"{{cuts: ['{shard}'], streams: [text], weight: 0.15}}",
+        f"{{cuts: ['{second}/units/gigaspeech/cuts_trainval.jsonl.gz'], streams: [audio], weight: 0.15}}",
+    ):
+        assert source in last, last
+
+
+def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):
+    """A row of Table I: a teacher of LRS3's labels transcribes VoxCeleb2, then both are tuned on."""
+    write_splits(tmp_path / "exp/mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    row = ROOT / "recipes/lrs3/conf/vatlm/rows/table1-large-vox-30h-v-self.yaml"
+    words = ["--corpus", "lrs3", "--stage", 6, "--stop-stage", 6, "--row", row]
+    for name in ("data", "vox", "tedlium", "gigaspeech", "text"):
+        words += [f"--{name}", name]
+    done = recipe("--system", "vatlm", *words)
+    assert done.returncode == 0, done.stderr
+    exp, lines = tmp_path / "exp", done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["finetune", "decode", "extract", "finetune"]
+    assert "large-vox-30h-av.yaml" in lines[0] and f"data.cuts=['{exp}/mouth/cuts_trainval.jsonl.gz']" in lines[0]
+    assert f"{exp}/vox/mouth/cuts_pretrain.jsonl.gz {exp}/vox/heard --modality audio+video" in lines[1]
+    assert lines[2].endswith(f"{exp}/vox/heard/pretrain-audio+video-clean {exp}/vox/labels")
+    assert f"['{exp}/mouth/cuts_trainval.jsonl.gz','{exp}/vox/labels/cuts_pretrain.jsonl.gz']" in lines[3]

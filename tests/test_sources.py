@@ -1,15 +1,17 @@
 """Sources of training cuts: what a pass holds, in which shares, the same for any number of ranks, workers, restarts."""
 
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from cuts import PRETRAIN, command, write_cuts, write_run
 from lhotse import MonoCut
 
 from mmspeech import config as configs
 from mmspeech import dist
+from mmspeech.data.audio import num_frames
 from mmspeech.data.cutfiles import open_cuts, writing_cuts
 from mmspeech.data.loader import DataConfig, TrainingStream, make_reading
 from mmspeech.data.reading import Reading, read_item, streams_given
@@ -54,7 +56,7 @@ def test_without_weights_a_pass_holds_every_cut_once_evenly_spread(names):
     ids = [cut.id for cut in mixed.one_pass(0)]
     assert len(ids) == len(set(ids)) == 550
     tenths = [Counter(name[0] for name in ids[i : i + 55]) for i in range(0, 550, 55)]
-    assert all(20 <= part["b"] <= 55 and 2 <= part["a"] <= 22 for part in tenths[:9])
+    assert all(38 <= part["b"] <= 42 and 9 <= part["a"] <= 11 and 4 <= part["c"] <= 6 for part in tenths)
     assert ids == [cut.id for cut in mixed.one_pass(0)] != [cut.id for cut in mixed.one_pass(1)]
 
 
@@ -76,6 +78,30 @@ def test_seconds_of_a_pass_are_shared_as_the_weights_are(names, weights):
         size = {"a": 100, "b": 400, "c": 50}[name]
         times = [count[f"{name}{i:04d}"] for count in counts for i in range(size)]
         assert set(times) <= {int(rate), int(rate) + 1} and sum(times) / len(times) == pytest.approx(rate, abs=0.1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_two_thousand_batches_hold_each_type_of_data_as_configured(tmp_path, monkeypatch, ranks):
+    """VATLM's four corpora with its sampling ratios: each one's share of the frames is within 2 % of what is asked,
+    however big the corpora are and however long their cuts, on one rank and on two together."""
+    rng = np.random.default_rng(0)
+    corpora = {"av": (60, 3.0, 0.08), "sound": (600, 8.0, 0.15), "paired": (90, 5.0, 0.10), "text": (2400, 2.5, 0.15)}
+    sources = []
+    for name, (count, mean, weight) in corpora.items():
+        seconds = [round(float(one), 2) for one in rng.uniform(0.5 * mean, 1.5 * mean, count)]
+        cuts = write_names(tmp_path / f"{name}.jsonl.gz", seconds, f"{name}-")
+        sources.append(Source(cuts=[cuts], weight=weight))
+    config = DataConfig(sources=sources, batch_s=20.0 * ranks, max_batch_s=20.0, streams=STREAMS)
+    monkeypatch.setattr(dist, "world_size", lambda: ranks)
+    frames = Counter()
+    for rank in range(ranks):
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        plan = TrainingStream(config, Reading(streams=STREAMS), seed=1)._plan(deque())
+        for _, cuts in itertools.islice(plan, 2000 // ranks):
+            for cut in cuts:
+                frames[cut.id.split("-")[0]] += num_frames(cut)
+    for name, (_, _, weight) in corpora.items():
+        assert frames[name] / frames.total() == pytest.approx(weight / 0.48, rel=0.02), name
 
 
 def test_beginning_of_a_source_comes_no_more_often_than_its_end(names):

@@ -1,6 +1,7 @@
 """The embedded corpus: what is fixed by the seed, what lips tell, and whether sound, picture and labels agree."""
 
 import builtins
+import json
 import re
 
 import av
@@ -8,9 +9,22 @@ import numpy as np
 import pytest
 import soundfile
 
-from mmspeech.corpora import synth, synth_face, synth_lips, synth_paint, synth_speech, synth_text, synth_video
+from mmspeech.corpora import (
+    gigaspeech,
+    synth,
+    synth_face,
+    synth_lips,
+    synth_paint,
+    synth_speech,
+    synth_talks,
+    synth_text,
+    synth_video,
+    tedlium3,
+)
 from mmspeech.corpora.lrs3 import STAND_IN
 from mmspeech.corpora.synth_speech import Mark
+from mmspeech.data import espeak
+from mmspeech.data.cutfiles import open_cuts
 from mmspeech.errors import UserError
 
 pytest.importorskip("espeakng_loader", reason="pip install mmspeech[synth]")
@@ -229,10 +243,10 @@ def test_missing_espeak_says_how_to_get_it(monkeypatch, tmp_path):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    synth_speech._start_engine.cache_clear()
+    espeak.start_engine.cache_clear()
     with pytest.raises(UserError, match=r"pip install mmspeech\[synth\]"):
         synth.prepare(tmp_path / "out", pretrain_clips=1, trainval_clips=1, test_clips=1)
-    synth_speech._start_engine.cache_clear()
+    espeak.start_engine.cache_clear()
     assert not (tmp_path / "out").exists()
 
 
@@ -248,6 +262,51 @@ def test_impossible_settings_are_one_line(tmp_path, setting, message):
     """The line says what is expected."""
     with pytest.raises(UserError, match=message):
         synth.prepare(tmp_path / "out", **setting)
+
+
+def test_text_and_talks_come_in_their_own_layouts_and_say_nothing_of_the_test(tmp_path, monkeypatch):
+    """Sentences, talks and recordings become cuts by the corpora's own preparers; phones lie in the talks' words."""
+    monkeypatch.setattr(synth_talks, "SENTENCES", 2)
+    sizes = {"pretrain_clips": 1, "trainval_clips": 1, "test_clips": 1, "speakers": 3, "noise_files": 1, "jobs": 1}
+    synth.prepare(tmp_path / "made", vocabulary="digits", sentences=50, talks=2, recordings=1, **sizes)
+    lines = (tmp_path / "made/text/sentences.txt").read_text().splitlines()
+    assert len(lines) == 50 and {len(line.split()) for line in lines} == {4, 5, 6, 7, 8}
+    tedlium3.prepare(tmp_path / "made/tedlium", tmp_path / "ted", alignments=tmp_path / "made/talk-alignments", jobs=1)
+    gigaspeech.prepare(tmp_path / "made/gigaspeech", tmp_path / "giga", source="youtube", jobs=1)
+    talks, recordings = (list(open_cuts(tmp_path / name / "cuts_trainval.jsonl.gz")) for name in ("ted", "giga"))
+    assert [cut.id for cut in talks[::2]] == ["trainval-t0000-talk-0000", "trainval-t0001-talk-0000"]
+    assert [cut.id for cut in recordings] == ["YOU0000000000_S0000000", "YOU0000000000_S0000001"]
+    for cut in talks + recordings:
+        wave, words = cut.load_audio()[0], cut.supervisions[0].text.split()
+        assert 4 <= len(words) <= 8 and set(words) <= set(synth_text.DIGITS)
+        assert np.abs(wave[:1600]).max() < 0.1 < np.abs(wave).max()  # silence before and after, words between
+    for cut in talks:
+        phones = cut.supervisions[0].alignment["phone"]
+        assert phones[0].start == 0 and phones[-1].end == pytest.approx(cut.duration, abs=0.02)
+        heard = [item for item in phones if item.symbol != "sil"]
+        assert heard[0].start > 0.1 and heard[-1].end < cut.duration - 0.1
+    assert {word.symbol for word in talks[0].supervisions[0].alignment["word"]} == set(
+        talks[0].supervisions[0].text.split()
+    )
+
+
+def test_sentences_of_the_test_are_never_written(tmp_path):
+    """Whatever the vocabulary: what would have been drawn but for them is left out; more lines begin with the fewer."""
+    for vocabulary in synth_text.VOCABULARIES:
+        everything = synth_talks.Unseen(vocabulary, frozenset())
+        synth_talks.write_sentences(tmp_path / "all", everything, 60, seed=1)
+        lines = (tmp_path / "all/text/sentences.txt").read_text().splitlines()
+        tested = {tuple(line.split()) for line in lines[::3]}
+        synth_talks.write_sentences(tmp_path / "some", everything._replace(tested=frozenset(tested)), 20, seed=1)
+        kept = (tmp_path / "some/text/sentences.txt").read_text().splitlines()
+        assert kept == [line for line in lines if tuple(line.split()) not in tested][:20]
+
+
+def test_a_corpus_without_text_and_talks_is_the_one_it_was(corpus):
+    """The record of a default corpus names none of them, so that those made before stay current."""
+    record = json.loads((corpus / "stage.json").read_text())
+    assert set(record["settings"]) == {"seed", "vocabulary", "difficulty", "clips", "speakers", "noise_files"}
+    assert not (corpus / "text").exists() and not (corpus / "tedlium").exists()
 
 
 def test_second_run_does_nothing(corpus, capsys):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmspeech.data.text import Tokenizer, TokenizerConfig, normalise, train_tokenizer
+from mmspeech.data.text import Tokenizer, TokenizerConfig, normalise, train_tokenizer, words_of_english
 from mmspeech.errors import UserError
 
 TEXTS = [
@@ -81,3 +81,18 @@ def test_public_models_pieces_are_reproduced(shared):
     for case in torch.load(folder / "s2s_base_io.pt", weights_only=True)["tokenizer"]:
         assert tokenizer.encode(case["text"]) == case["ids"].tolist()
         assert tokenizer.decode(case["ids"].tolist()) == case["decoded"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('<s> "WELL," SAID MR. O\u2019NEIL - TWENTY-ONE </s>', "well said mr o'neil twenty one"),
+        ("It's the dogs' 'quoted' rock 'n' roll.", "it's the dogs quoted rock n roll"),
+        ("U.S. caf\u00e9_bar \u2014 3.5 %", "u s café bar 3 5"),
+        ("<s> </s>\n", ""),
+        ("...", ""),
+    ],
+)
+def test_lines_of_english_become_words_as_in_transcripts(line, words):
+    """Cantab-TEDLIUM's marks and punctuation are gone; what was cleaned stays as it is."""
+    assert words_of_english(line) == words == words_of_english(words)

@@ -165,6 +165,17 @@ def test_tedlium_becomes_cuts_of_segments(ted, tmp_path):
     assert str(first.recording.sources[0].source).endswith("AlGore/2006.flac") and first.sampling_rate == 16_000
 
 
+def test_tedlium_segments_carry_the_phones_of_their_time(ted, tmp_path):
+    """A CTM of whole talks: each segment has its part, counted from its own beginning."""
+    phones = [("0.60", "0.30", "IH1"), ("0.90", "1.05", "T"), ("2.95", "0.50", "S"), ("3.45", "0.40", "OW1")]
+    lines = [f"AlGore/2006 1 {start} {length} {phone}\n" for start, length, phone in phones]
+    (tmp_path / "phones.ctm").write_text("".join(lines))
+    tedlium3.prepare(ted, tmp_path / "out", alignments=tmp_path / "phones.ctm", jobs=1)
+    first, second = (cut.supervisions[0].alignment["phone"] for cut in load(tmp_path / "out", "trainval")[:2])
+    assert [(one.symbol, one.start, one.duration) for one in first] == [("IH1", 0.1, 0.3), ("T", 0.4, 1.05)]
+    assert [(one.symbol, one.start, one.duration) for one in second] == [("S", 0.05, 0.5), ("OW1", 0.55, 0.4)]
+
+
 def test_tedlium_talks_for_development_and_test_are_never_trained_on(ted, tmp_path):
     """Also when the folder of all data has them; and when their own files are incomplete."""
     tedlium3.prepare(ted, tmp_path / "out", jobs=1)

@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mmspeech import __version__, files
-from mmspeech.bench import decoding, features, measure, reading, training
+from mmspeech.bench import decoding, features, measure, phone2unit, reading, training
 from mmspeech.command import call
 from mmspeech.console import say
 from mmspeech.errors import UserError
 
-ROWS = reading.rows() | features.rows() | training.rows() | decoding.rows()
+ROWS = reading.rows() | features.rows() | training.rows() | phone2unit.rows() | decoding.rows()
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -45,7 +45,7 @@ def bench(
     quick: Annotated[bool, typer.Option(help="The least work: under a minute on 2 cores, figures that jump.")] = False,
     seed: Annotated[int, typer.Option(help="Of weights, frames, sounds and lengths.")] = 0,
 ) -> None:
-    """Measure reading, features, training steps and decoding, each beside a named peer.
+    """Measure reading, features, training steps, phones to units and decoding, each beside a named peer.
 
     Every side of a row runs in a process of its own, which gives its own peak of memory; the sides take turns, so that
     a machine that is slow for a while is slow for all; and they must agree in what they compute before they are timed.

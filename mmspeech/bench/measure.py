@@ -64,6 +64,7 @@ class Row:
 UNITS: dict[str, Callable[[Work, float], float]] = {
     "frames/s": lambda work, seconds: work["frames"] / seconds,
     "s of speech/s": lambda work, seconds: work["speech_s"] / seconds,
+    "phones/s": lambda work, seconds: work["phones"] / seconds,
     "x real time": lambda work, seconds: work["speech_s"] / seconds,
     "real-time factor": lambda work, seconds: seconds / work["speech_s"],  # the only one where less is better
 }

@@ -29,3 +29,14 @@ class PositionalConv(nn.Module):
         weight = torch._weight_norm(self.direction, self.gain, 2)
         y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups)  # (N, D, T')
         return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)
+
+
+def sinusoids(first: int, size: int, dim: int, device: torch.device) -> Tensor:
+    """(size, dim) float32: [sin | cos] of positions first, first + 1, ... with the public model's frequencies.
+
+    Its first token has position 2, and the frequencies reach 1/10000 exactly: D/2 - 1 steps, not D/2.
+    """
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, device=device) * (-math.log(10000) / max(half - 1, 1)))
+    angles = torch.arange(first, first + size, device=device)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

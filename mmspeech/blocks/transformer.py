@@ -20,11 +20,15 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
         """(N, T, D) -> (N, T, D); `attend` (N, 1, 1, T) bool, True for keys that may be seen."""
-        n, t, d = x.shape
-        q, k, v = self.qkv(x).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # each (N, A, T, D / A)
+        return self.out(self.mix(self.qkv(x), attend))
+
+    def mix(self, qkv: Tensor, attend: Tensor | None) -> Tensor:
+        """What lies between the two products: (N, T, 3 D) -> (N, T, D)."""
+        n, t, _ = qkv.shape
+        q, k, v = qkv.view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (N, A, T, D / A)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, dropout_p=dropout)
-        return self.out(y.transpose(1, 2).reshape(n, t, d))
+        return y.transpose(1, 2).reshape(n, t, -1)
 
 
 class TransformerBlock(nn.Module):

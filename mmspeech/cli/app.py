@@ -13,9 +13,9 @@ from mmspeech.command import call
 # Imported when named: `mmspeech --help` and `mmspeech score` need not wait for torch.
 COMMANDS = {
     "prepare": "A corpus on disk -> Lhotse cuts: audio as 16 kHz FLAC, transcripts, speakers, alignments.",
-    "extract": "Cuts -> mouth tracks; cuts -> frames of features.",
+    "extract": "Cuts -> mouth tracks, frames, phones, units; sentences -> units; decoded cuts -> transcribed ones.",
     "cluster": "Frames -> a codebook of hidden units; cuts -> cuts with units; purity against phones.",
-    "pretrain": "Cuts with units -> an encoder, by masked prediction.",
+    "pretrain": "Cuts with units -> an encoder, by masked prediction; or VATLM's phoneme-to-unit model.",
     "finetune": "An encoder and transcribed cuts -> a recognizer.",
     "decode": "A recognizer and cuts -> hypotheses, for any streams and noise.",
     "transcribe": "Any video or sound file and a recognizer -> its words, as text or subtitles.",

@@ -19,9 +19,9 @@ from mmspeech.console import progress, say
 from mmspeech.data import cutfiles
 from mmspeech.data.frozen_noise import FrozenNoise
 from mmspeech.data.loader import CutDataset, DataConfig, Validation
-from mmspeech.data.noise import find_kinds, parse_kind
+from mmspeech.data.noise import find_kinds, parse_kind, parse_kinds
 from mmspeech.data.reading import FRAMES_PER_S, Reading, has_stream, named_streams
-from mmspeech.data.text import Tokenizer, normalise
+from mmspeech.data.text import Tokenizer
 from mmspeech.decoding.beam import BeamConfig
 from mmspeech.decoding.hypothesis import Hypothesis
 from mmspeech.errors import UserError
@@ -41,7 +41,7 @@ def run(
         typer.Option(help="Streams the model gets: av, a, v, or names as in audio+video; several with commas. [av]"),
     ] = None,
     noise: Annotated[
-        str | None, typer.Option(help="clean, or CATEGORY:DECIBELS as in babble:0; several with commas. [clean]")
+        str | None, typer.Option(help="clean, CATEGORY:DECIBELS as in babble:0, or grid; several with commas. [clean]")
     ] = None,
     noise_sets: Annotated[
         Path | None, typer.Option(help="Frozen noise, as written by `mmspeech prepare noisy`.")
@@ -54,6 +54,9 @@ def run(
     ] = "",
     everything: Annotated[
         bool, typer.Option("--all", help="All streams together, each alone; clean and all that is in --noise-sets.")
+    ] = False,
+    noise_grid: Annotated[
+        bool, typer.Option("--noise-grid", help="Clean, and babble, speech and music at -10 ... 10 dB; of av and a.")
     ] = False,
     batch_seconds: Annotated[float, typer.Option(min=1.0, help="Speech in one batch, padding included.")] = 120.0,
     workers: Annotated[int, typer.Option(help="Processes that read cuts.")] = 1,
@@ -76,7 +79,13 @@ def run(
     Example: mmspeech decode exp/synth-av/model exp/mouth/cuts_test.jsonl.gz exp/decode-beam5 --set beam=5 --modality
     av,a,v --noise clean,babble:0 --noise-sets exp/noisy
 
+    --noise-grid is VATLM's protocol (Table IV) for what --modality names, by default AVSR and ASR: `mmspeech prepare
+    noisy --noise grid` freezes its noises, `mmspeech score noise` prints its table.
+
     Example: mmspeech decode exp/synth-av/model exp/mouth/cuts_test.jsonl.gz exp/all --all --noise-sets exp/noisy
+
+    Example: mmspeech decode exp/synth-av/model exp/mouth/cuts_test.jsonl.gz exp/grid --noise-grid --noise-sets
+    exp/noisy
     """
     where = dist.start(device)
     loaded = recognizer.load(model, where)
@@ -87,6 +96,10 @@ def run(
         if modality or noise:
             raise UserError("--all: stands for all streams and noises; leave out --modality and --noise, or --all")
         modality, noise = all_conditions(loaded, noise_sets)
+    if noise_grid:
+        if everything or noise:
+            raise UserError("--noise-grid: names the noises; leave out --noise and --all, or --noise-grid")
+        modality, noise = modality or "av,a", "clean,grid"
     wanted = list(conditions(loaded, modality or "av", noise or "clean", cuts, noise_sets))
     folders: list[Path] = []  # the call from Python wants to know
     for condition in possible(wanted, loaded, cuts):
@@ -241,10 +254,10 @@ def conditions(
 ) -> Iterator[Condition]:
     """Every combination that makes sense. Raises UserError for streams or noise that are not there."""
     name = cuts.name.removesuffix(".gz").removesuffix(".jsonl").removeprefix("cuts_")
-    kinds = list(dict.fromkeys(noise.split(",")))
+    kinds = [kind for one in noise.split(",") for kind in ([one] if one == "clean" else map(str, parse_kinds([one])))]
+    kinds = list(dict.fromkeys(kinds))
     file_names = {kind: parse_kind(kind).file_name for kind in kinds if kind != "clean"}
-    for typed in dict.fromkeys(modality.split(",")):
-        streams = named_streams(typed, model.inputs, "--modality")
+    for typed, streams in tuned_streams(model, modality, name).items():
         heard = any(model.inputs[stream]["reader"] == "logmel" for stream in streams)
         if not heard and "clean" not in kinds:
             say(f"{name}-{typed}-clean: decoded in place of {noise}, because {typed} hears no noise")
@@ -259,6 +272,22 @@ def conditions(
                         f"`mmspeech prepare noisy {cuts} NOISE_DIR DIR --noise {kind}`"
                     )
                 yield Condition(name, typed, streams, kind, noise_sets / file_name, heard)
+
+
+def tuned_streams(model: recognizer.Recognizer, modality: str, name: str) -> dict[str, list[str]]:
+    """Of what --modality names, as typed -> streams, that which the model was tuned with; a line for each other.
+
+    A plan tests all its recognizers with the same. Raises UserError for streams nobody knows, and if none is left.
+    """
+    known = [*model.inputs, *model.removed]
+    named = {typed: named_streams(typed, known, "--modality") for typed in modality.split(",")}
+    left = {typed: streams for typed, streams in named.items() if not set(streams) & set(model.removed)}
+    if not left:
+        raise UserError(f"--modality {modality}: {model.folder} was tuned without; it knows {', '.join(model.inputs)}")
+    for typed in named:
+        if typed not in left:
+            say(f"{name}-{typed}: skipped, {model.folder} was tuned without {' and '.join(model.removed)}")
+    return left
 
 
 def all_conditions(model: recognizer.Recognizer, noise_sets: Path | None) -> tuple[str, str]:
@@ -303,7 +332,7 @@ def possible(wanted: list[Condition], model: recognizer.Recognizer, cuts: Path) 
 class Output(NamedTuple):
     """What one search of a condition gave."""
 
-    lines: list[dict]  # {id, text, score, ref} and, if asked for, nbest, in the order of the ids
+    lines: list[dict]  # {id, text, score, confidence, ref} and, if asked for, nbest, in the order of the ids
     bad: list[str]  # reasons, one per cut that could not be read
     seconds: float  # of decoding, as if this had been the only search
     encoding_seconds: float  # of these, what all searches share
@@ -377,8 +406,10 @@ def line_of(name: str, ref: str, hypotheses: list[Hypothesis], tokenizer: Tokeni
         for one in hypotheses
     ]
     best = readings[0] if readings else {"text": "", "score": None}
+    confidence = hypotheses[0].confidence if hypotheses else None
     # References are normalised as hypotheses are written.
-    line = {"id": name, "text": best["text"], "score": best["score"], "ref": normalise(ref)}
+    line = {"id": name, "text": best["text"], "score": best["score"], "confidence": confidence}
+    line["ref"] = tokenizer.reference(ref)
     return line | ({"nbest": readings} if nbest > 1 else {})
 
 

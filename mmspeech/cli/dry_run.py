@@ -4,7 +4,7 @@ It shows that a configuration can be run, how many parameters it has, and the le
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,18 +27,36 @@ SECONDS, TOKENS = 2.0, 12  # of the clip
 VOCABULARY = 1000  # where the texts decide; of a tokenizer whose size is set, that
 
 
-def invented(encoder: AVEncoder, streams: Mapping[str, Any], *, num_units: int = 0, vocabulary: int = 0) -> Batch:
-    """A batch of one clip that has all the streams, with random units or tokens for targets."""
+def invented(
+    takers: Mapping[str, Any] | nn.ModuleDict,
+    streams: Mapping[str, Any],
+    *,
+    num_units: int = 0,
+    vocabulary: int = 0,
+    kinds: Sequence[str] = (),
+) -> Batch:
+    """A batch of one clip that has all the streams, with random units or tokens for targets.
+
+    Args:
+        takers: stream -> the module that takes it; its `item_shape`, `item_dtype` and `item_limit` say what.
+        kinds: instead of one clip, one of each kind: names of the streams that it has, joined by `+`.
+    """
     rng, frames = numpy_rng("dry run"), round(SECONDS * FRAMES_PER_S)
     arrays = {}
     for name in streams:
-        frontend: Any = encoder.frontends[name]
-        values = 128 + 40 * rng.standard_normal((frames, *frontend.item_shape))  # grey, if they are whole numbers
-        whole = not frontend.item_dtype.is_floating_point
-        arrays[name] = values.clip(0, 255).astype(np.uint8) if whole else ((values - 128) / 40).astype(np.float32)
+        taker: Any = takers[name]
+        shape = (frames, *taker.item_shape)
+        if taker.item_dtype.is_floating_point:
+            arrays[name] = rng.standard_normal(shape).astype(np.float32)
+        else:
+            arrays[name] = rng.integers(taker.item_limit, size=shape).astype(np.uint8)
     units = rng.integers(num_units, size=frames) if num_units else None
     tokens = [*rng.integers(len(SPECIAL), vocabulary, size=TOKENS).tolist(), END] if vocabulary else None
-    return collate([Item("invented", arrays, units, tokens, "")], list(arrays), [0])
+    items = [
+        Item(f"invented {kind}", {name: arrays[name] for name in kind.split("+")}, units, tokens, "")
+        for kind in kinds or ["+".join(arrays)]
+    ]
+    return collate(items, list(arrays), [0] * len(items))
 
 
 def one_update(objective: nn.Module, batch: Batch, config: TrainingConfig, device: torch.device) -> None:
@@ -60,14 +78,15 @@ def one_update(objective: nn.Module, batch: Batch, config: TrainingConfig, devic
     )
     loss = float(outcome.losses.sum())  # waits for the device
     seconds = time.perf_counter() - begin
+    clips = "an invented clip" if len(batch) == 1 else f"{len(batch)} invented items"
     say(
-        f"one update on an invented clip of {SECONDS:g} s: loss {loss:.3f}, gradient norm "
+        f"one update on {clips} of {SECONDS:g} s: loss {loss:.3f}, gradient norm "
         f"{float(outcome.grad_norm):.3f}, {seconds:.1f} s, peak memory {peak_gib(device):.2f} GiB on {device.type}"
     )
 
 
 def sizes(objective: nn.Module) -> list[str]:
-    """Parameters in all, then of each part and of each part of the encoder."""
+    """Parameters in all, then of each part and of each part of what is trained, an encoder as a rule."""
 
     def millions(parts: Mapping[str, nn.Module | nn.Parameter]) -> str:
         counts = {name: count(part) for name, part in parts.items()}
@@ -76,11 +95,13 @@ def sizes(objective: nn.Module) -> list[str]:
     def count(part: nn.Module | nn.Parameter) -> int:
         return part.numel() if isinstance(part, nn.Parameter) else sum(p.numel() for p in part.parameters())
 
-    encoder: AVEncoder = objective.encoder  # type: ignore[assignment]
+    kind = "encoder" if hasattr(objective, "encoder") else "model"
+    trained = objective.get_submodule(kind)
     parts = dict(objective.named_children()) | dict(objective.named_parameters(recurse=False))
-    inner = {f"front-end {name}": frontend for name, frontend in encoder.frontends.items()}
-    inner |= {name: part for name, part in encoder.named_children() if name != "frontends"}
+    inner = {name: part for name, part in trained.named_children() if name != "frontends"}
+    if isinstance(trained, AVEncoder):
+        inner = {f"front-end {name}": frontend for name, frontend in trained.frontends.items()} | inner
     return [
         f"{count(objective) / 1e6:.2f} M parameters: {millions(parts)}",
-        f"encoder, in M: {millions(inner)}",
+        f"{kind}, in M: {millions(inner)}",
     ]

@@ -1,16 +1,19 @@
-"""`mmspeech extract`: mouth tracks and features, stored beside the cuts that carry them."""
+"""`mmspeech extract`: mouth tracks, features, phones and units, stored beside the cuts that carry them."""
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from mmspeech import files
+from mmspeech.cli import extract_units, pseudo_labels
 from mmspeech.console import say
 from mmspeech.errors import UserError
 
 app = typer.Typer()
+app.command("pseudo-labels")(pseudo_labels.run)
+app.command("units")(extract_units.run)
 
 
 @app.command()
@@ -155,3 +158,84 @@ def features(
             assert model is not None
             extractor = extract_features.from_encoder(model, layers[0], streams, place)
         extract_features.run(stage, cuts, extractor, streams or [], strict=strict, batch_s=batch_seconds, jobs=jobs)
+
+
+@app.command()
+def phones(
+    cuts: Annotated[list[Path], typer.Argument(help="Files of cuts with phone alignments or transcripts.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write: the same files of cuts, now with phones.")],
+    aligner: Annotated[
+        Path | None, typer.Option(help="Align transcripts with this CTC recognizer of phones (EXP/model).")
+    ] = None,
+    durations: Annotated[
+        Literal["aligned", "cut-or-pad"],
+        typer.Option(help="cut-or-pad: as public VATLM, every phone of a transcript equally long; cut to the sound."),
+    ] = "aligned",
+    phone_ms: Annotated[
+        int | None, typer.Option(min=10, help="Of cut-or-pad: length of a phone, in steps of 10; 80 if not given.")
+    ] = None,
+    lexicon: Annotated[
+        Path | None, typer.Option(help="File with lines WORD PH PH ..., instead of CMUdict or the aligner's.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="en, or a code of espeak-ng (es, de, fr ...); by default the aligner's, or en.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Of the aligner: cpu or cuda; by default the GPU if there is one.")
+    ] = None,
+    batch_seconds: Annotated[float, typer.Option(min=1.0, help="Speech in one batch of the aligner.")] = 120.0,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first cut that cannot be used.")] = False,
+) -> None:
+    """Phones for a text stream (VATLM): ids at 100 Hz, four per frame of 25 Hz, with the sound they belong to.
+
+    They come from the cuts' phone alignments (ARPAbet or IPA, as of MFA); or, with --aligner, from their transcripts
+    and a recognizer that `mmspeech finetune` made with `tokenizer: {kind: phones}`; or, without their times, from
+    transcripts. OUT also gets phones/ (the arrays), phones.txt (what the ids stand for; `size` in YAML is its length)
+    and rejected.jsonl. Languages other than English are spelt in IPA, by espeak-ng (`bin/setup synth`). Stopped, it
+    goes on where it was. Next: `text: {reader: phones}` under `data.streams`, `text: {frontend: phones, size: 46}`
+    under `model.streams`.
+
+    Example: `mmspeech extract phones exp/mouth/cuts_*.jsonl.gz exp/my-phones`
+
+    Example: `mmspeech extract phones exp/mouth/cuts_*.jsonl.gz exp/my-phones --aligner exp/phones/model`
+    """
+    import torch
+
+    from mmspeech import dist
+    from mmspeech.cli import extract_phones
+    from mmspeech.cli.cluster import check_names, check_strict
+    from mmspeech.data.phones import Lexicon
+
+    check_names(cuts, out)
+    fixed = durations == "cut-or-pad"
+    if fixed and aligner is not None:
+        raise UserError(f"--aligner {aligner}: with --durations cut-or-pad nothing is aligned; leave one of them out")
+    if phone_ms is not None and (not fixed or phone_ms % 10):
+        raise UserError(f"--phone-ms {phone_ms}: expected a multiple of 10, with --durations cut-or-pad; mend it")
+    if lexicon is not None and not fixed and aligner is None:
+        raise UserError(f"--lexicon {lexicon}: alignments have phones already; give --aligner too, or leave it out")
+    parts = ("config.yaml", "model.safetensors", "tokenizer.json", "lexicon.txt") if aligner is not None else ()
+    model_files = [aligner / part for part in parts if (aligner / part).exists()]  # type: ignore[operator]
+    each = (phone_ms or 80) // 10 if fixed else None
+    origin = "cut-or-pad" if fixed else "alignment" if aligner is None else "aligner"
+    asked = language if aligner is not None else language or "en"
+    settings = {"phones": origin, "language": asked, "ids_per_phone": each}
+    stage = files.Stage(out, [*cuts, *model_files, *([lexicon] if lexicon else [])], settings)
+    if stage.is_current():
+        check_strict(out, strict)
+        return
+    if aligner is not None:
+        place: torch.device = dist.start(device)
+        model, words = extract_phones.load_aligner(aligner, place)
+        if language not in (None, words.language):
+            raise UserError(f"--language {language}: {aligner} knows phones of {words.language}; leave it out")
+        words = words if lexicon is None else Lexicon.load(lexicon, words.language)
+        spoken = words.language
+        extractor = extract_phones.from_aligner(model, words, place)
+    elif each is not None:
+        spoken = language or "en"
+        extractor = extract_phones.from_lexicon(Lexicon.load(lexicon, spoken), each)
+    else:
+        spoken = language or "en"
+        extractor = extract_phones.from_alignment(spoken)
+    extract_phones.run(stage, cuts, extractor, spoken, strict=strict, batch_s=batch_seconds)

@@ -1,4 +1,5 @@
-"""Frames for clustering: spectral features or a layer of an encoder, streamed to disk in parts that can be resumed.
+"""Frames for clustering, spectral features or a layer of an encoder, or that layer's units at once: streamed to disk in
+parts that can be resumed.
 
     cuts of a part -> batches of similar length -> read (threads) -> compute (device) -> shard, in the order it comes
 
@@ -29,16 +30,18 @@ from mmspeech.errors import BadItem, UserError
 from mmspeech.models.av_encoder import AVEncoder
 
 PART_CUTS = 200
+UNKNOWN = -1  # unit of a frame that is not finite
 READ_AHEAD = 2  # batches that are being read while one is computed
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """How a batch of cuts becomes frames at 25 Hz."""
+    """How a batch of cuts becomes frames at 25 Hz, and the field of the cut that carries them."""
 
     read: Callable[[Cut], Any]  # in a thread; raises BadItem
-    compute: Callable[[Sequence[Cut], Sequence[Any]], list[np.ndarray]]  # -> (T, C) of each cut
+    compute: Callable[[Sequence[Cut], Sequence[Any]], list[np.ndarray]]  # -> (T, C) of each cut, or (T,) units
     uses: Callable[[Cut], list[str]]  # streams of a cut that its frames are made from; none: the cut is passed over
+    field: str = units.FEATURES  # also the name of the folder of shards
 
 
 def spectral(feature: str, device: torch.device) -> Extractor:
@@ -70,11 +73,19 @@ SPECTRAL: dict[str, Callable[[Tensor, Tensor], audio.Frames]] = {
 }
 
 
-def from_encoder(encoder: AVEncoder, layer: int, modalities: Sequence[str] | None, device: torch.device) -> Extractor:
+def from_encoder(
+    encoder: AVEncoder,
+    layer: int,
+    modalities: Sequence[str] | None,
+    device: torch.device,
+    label: Callable[[Tensor], Tensor] | None = None,
+    field: str = units.FEATURES,
+) -> Extractor:
     """Raw outputs of block `layer` (0: the fused features), unmasked, in evaluation mode, with the centre crop.
 
     Args:
         modalities: streams that the encoder gets, of cuts that have all of them; None: whatever a cut has.
+        label: (n, D) half-precision frames on the device -> (n,) units, which are stored instead.
     """
     streams = wanted_streams(encoder, modalities)
     check_layers(encoder, [layer])
@@ -87,7 +98,12 @@ def from_encoder(encoder: AVEncoder, layer: int, modalities: Sequence[str] | Non
         # Lengths stay on the host, where the encoder looks at them.
         inputs = {name: stream.to(device, non_blocking=True) for name, stream in batch.streams.items()}
         encoded = encoder.encode(inputs, batch.lengths, batch.present, layers=(layer,))
-        return unpad(cuts, encoded.layers[0], encoded.lengths)
+        frames = encoded.layers[0].half()  # also for units: the same frames as would be stored
+        if label is None:
+            return unpad(cuts, frames, encoded.lengths)
+        found = label(frames.flatten(0, 1)).view(frames.shape[:2])
+        found = found.masked_fill(~frames.isfinite().all(-1), UNKNOWN)
+        return unpad(cuts, found.to(torch.int32), encoded.lengths)
 
     def uses(cut: Cut) -> list[str]:
         there = streams_given(cut, streams)
@@ -95,7 +111,7 @@ def from_encoder(encoder: AVEncoder, layer: int, modalities: Sequence[str] | Non
             return there if len(there) == len(streams) else []
         return there or list(streams)  # without any it goes on, to be set aside with the reason
 
-    return Extractor(lambda cut: read_item(cut, reading), compute, uses)
+    return Extractor(lambda cut: read_item(cut, reading), compute, uses, field)
 
 
 def layers_of(typed: str) -> list[int]:
@@ -134,13 +150,19 @@ def wanted_streams(encoder: AVEncoder, modalities: Sequence[str] | None) -> Mapp
 
 
 def unpad(cuts: Sequence[Cut], values: Tensor, lengths: Tensor) -> list[np.ndarray]:
-    """float16 frames of each cut, no more than it has at 25 Hz: windows may reach one frame beyond its end."""
-    rows, counts = values.half().cpu().numpy(), lengths.tolist()
+    """float16 frames, or units, of each cut, not beyond its end at 25 Hz, as windows may."""
+    rows = (values.half() if values.is_floating_point() else values).cpu().numpy()
+    counts = lengths.tolist()
     return [row[: min(count, audio.num_frames(cut))] for cut, row, count in zip(cuts, rows, counts, strict=True)]
 
 
+def is_usable(values: np.ndarray) -> bool:
+    """Whether the frames are all finite, or those were that units stand for."""
+    return bool(np.isfinite(values).all() and (values.dtype.kind != "i" or (values != UNKNOWN).all()))
+
+
 class Extracted(NamedTuple):
-    """How many cuts of a file have frames now, and how many were passed over: they lack a stream that was named."""
+    """How many cuts of a file have what was extracted, and how many were passed over: they lack a stream named."""
 
     written: int
     lacking: int
@@ -156,7 +178,7 @@ def run(
     batch_s: float,
     jobs: int,
 ) -> None:
-    """Write the output of a stage: every file of cuts, with frames.
+    """Write the output of a stage: every file of cuts, with frames or units.
 
     Args:
         streams: that a cut must have; for what is said of cuts that lack one.
@@ -164,21 +186,21 @@ def run(
     Raises:
         UserError: no cut gave frames.
     """
-    out = stage.output
+    out, noun = stage.output, "frames" if extractor.field == units.FEATURES else extractor.field
     with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
         found = [extract(path, out, extractor, rejects, batch_s=batch_s, jobs=jobs) for path in cuts]
         written, lacking = (sum(counts) for counts in zip(*found, strict=True))
         if not written:
             why = f"none has {'+'.join(streams)}" if lacking else f"reasons in {rejects.path}"
-            raise UserError(f"{', '.join(map(str, cuts))}: no cut gave frames; {why}")
+            raise UserError(f"{', '.join(map(str, cuts))}: no cut gave {noun}; {why}")
     left_out = f", {lacking} left out that have not all of {'+'.join(streams)}" if lacking else ""
-    say(f"{out}: {written} cuts with frames{left_out}")
+    say(f"{out}: {written} cuts with {noun}{left_out}")
 
 
 def extract(
     path: Path, out: Path, extractor: Extractor, rejects: files.Rejects, *, batch_s: float, jobs: int
 ) -> Extracted:
-    """Write OUT/<name of path>, the cuts with `features` and the streams they were made from, part by part."""
+    """Write OUT/<name of path>, the cuts with the extractor's field and what it was made from, part by part."""
     stem = path.name.removesuffix(".jsonl.gz")
     parts: list[Path] = []
     lacking = 0
@@ -193,7 +215,7 @@ def extract(
 
     with ThreadPoolExecutor(jobs) as pool:
         for some in progress(_grouped(usable(), PART_CUTS), f"extract {path.name}, parts of {PART_CUTS} cuts"):
-            part = out / "features" / f"{stem}-{len(parts):05d}.bin"
+            part = out / extractor.field / f"{stem}-{len(parts):05d}.bin"
             if not _record(part).exists():
                 _write_part(part, some, extractor, pool, batch_s)
             for cut_id, reason in json.loads(_record(part).read_text()):
@@ -224,7 +246,7 @@ def _write_part(
     with units.RawShardsWriter(part) as shard:
         for batch, items in read_ahead(by_length(cuts, batch_s), extractor.read, pool, rejected):
             for cut, values in zip(batch, extractor.compute(batch, items), strict=True):
-                if np.isfinite(values).all():
+                if is_usable(values):
                     stored[cut.id] = shard.store(cut, values)
                 else:
                     reason = "its frames are not finite in half precision; look at the sound, or take another layer"
@@ -232,8 +254,8 @@ def _write_part(
     with cutfiles.writing_cuts(_cuts(part)) as writer:
         for cut in cuts:
             if cut.id in stored:
-                cut = cut.with_custom(units.FEATURES, stored[cut.id])
-                writer.write(cut.with_custom(units.made_from_field(units.FEATURES), "+".join(extractor.uses(cut))))
+                cut = cut.with_custom(extractor.field, stored[cut.id])
+                writer.write(cut.with_custom(units.made_from_field(extractor.field), "+".join(extractor.uses(cut))))
     files.write_json(_record(part), rejected)
 
 

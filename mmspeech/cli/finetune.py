@@ -38,6 +38,7 @@ class FinetuneRun:
     encoder: Path | None = None  # folder of the pre-trained encoder (EXP/encoder); --encoder sets it
     pretrained: bool = True  # false: the encoder's sizes, but random weights (the paper's rows without PT)
     streams: list[str] = field(default_factory=list)  # those of the labelled data that are used; empty: all
+    remove: list[str] = field(default_factory=list)  # streams whose front-ends are left out (VATLM IV-C)
     valid_streams: list[str] = field(default_factory=list)  # subsets (`audio+video`) validated on; empty: what there is
     text: str = TRANSCRIPT  # what is learnt: transcript, or translation.LANGUAGE as in translation.es
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -118,10 +119,11 @@ def run(
         device = dist.start()
         assert config.encoder is not None  # `read` has looked
         start = encoder_to_tune(config.encoder, weights=False)
+        start = start.without(config.remove)
         streams = chosen_streams(start, config.streams, conf)
         size = config.tokenizer.size or dry.VOCABULARY
         objective = build(start, config, size)
-        dry.one_update(objective, dry.invented(start, streams, vocabulary=size), config.training, device)
+        dry.one_update(objective, dry.invented(start.frontends, streams, vocabulary=size), config.training, device)
         return
     tune(config, conf, exp)
 
@@ -157,13 +159,13 @@ def tune(config: Seq2SeqRun | CTCRun, conf: Path, exp: Path) -> None:
             'data.cuts: names no cuts; give transcribed ones, e.g. --set "data.cuts=[exp/mouth/cuts_trainval.jsonl.gz]"'
         )
     # `origin` tells what must be the same: a run may go on for longer.
-    inputs = [config.encoder, *config.data.files()]
+    inputs = [config.encoder, *config.data.files(), *([config.tokenizer.lexicon] if config.tokenizer.lexicon else [])]
     stage = files.Stage(exp / "model", inputs=inputs, settings=origin.settings(config), anew=True)
     if stage.is_current():
         return
     device = dist.start()
     origin.check(exp, stage)
-    start = encoder_to_tune(config.encoder, weights=config.pretrained)
+    start = encoder_to_tune(config.encoder, weights=config.pretrained).without(config.remove)
     torch.manual_seed(config.seed)
     if not config.pretrained:
         start = AVEncoder(start.config, start.inputs)

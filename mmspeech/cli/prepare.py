@@ -10,12 +10,26 @@ from typing import Annotated
 import typer
 
 from mmspeech.cli import prepare_noisy
-from mmspeech.corpora import clips, grid, librispeech, lrs3, musan, synth, synth_read, tedlium3, voxceleb2
+from mmspeech.corpora import (
+    clips,
+    gigaspeech,
+    grid,
+    librispeech,
+    lrs2,
+    lrs3,
+    musan,
+    synth,
+    synth_read,
+    tedlium3,
+    voxceleb2,
+)
 
 CORPORA: dict[str, Callable[..., None]] = {
     "lrs3": lrs3.prepare,
+    "lrs2": lrs2.prepare,
     "voxceleb2": voxceleb2.prepare,
     "tedlium3": tedlium3.prepare,
+    "gigaspeech": gigaspeech.prepare,
     "grid": grid.prepare,
     "clips": clips.prepare,
     "librispeech": librispeech.prepare,

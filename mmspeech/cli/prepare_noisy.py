@@ -16,7 +16,10 @@ def noisy(
     out: Annotated[Path, typer.Argument(help="Folder to write: CATEGORY_SNRdB.jsonl for each --noise.")],
     noise: Annotated[
         list[str],
-        typer.Option(help="CATEGORY:DECIBELS, several with commas; all: babble, music, noise, speech at 10 ... -10."),
+        typer.Option(
+            help="CATEGORY:DECIBELS, several with commas; all: babble, music, noise, speech at 10 ... -10; grid: these "
+            "without noise, for `decode --noise-grid`."
+        ),
     ] = ["babble:0"],  # noqa: B006
     split: Annotated[str, typer.Option(help="Part of the noise that is used: train, valid or test.")] = "test",
     seed: Annotated[int, typer.Option(help="Fixes which noise falls on which cut.")] = 0,
@@ -26,9 +29,12 @@ def noisy(
 
     Prints a hash for each: two labs with the same hash measure the same thing. `mmspeech decode --noise` reads them.
     `--noise all` makes the twenty sets of Shi et al. 2022b: babble, music, noise (natural sounds) and speech, each at
-    10, 5, 0, -5 and -10 dB; `mmspeech decode --all` decodes all that are in OUT.
+    10, 5, 0, -5 and -10 dB; `mmspeech decode --all` decodes all that are in OUT. `--noise grid` makes the fifteen of
+    VATLM's Table IV. A noisy validation set takes the noise kept for it: `--split valid`.
 
     Example: `mmspeech prepare noisy exp/data/cuts_test.jsonl.gz exp/noise exp/noisy --noise babble:0 --noise music:-5`
+
+    Example: `mmspeech prepare noisy exp/data/cuts_valid.jsonl.gz exp/noise exp/noisy-valid --noise grid --split valid`
     """
     from mmspeech.data import cutfiles, frozen_noise
     from mmspeech.data.noise import Noises, parse_kinds

@@ -7,11 +7,10 @@ import typer
 
 from mmspeech import config as configs
 from mmspeech import files
-from mmspeech.cli.pretrain import read
+from mmspeech.cli.pretrain import AVData2vecRun, read
 from mmspeech.console import say
 from mmspeech.errors import UserError
 from mmspeech.models.presence import ModalitySchedule, check_named
-from mmspeech.pretraining.avdata2vec import AVData2vecConfig
 from mmspeech.scoring import plots
 from mmspeech.training.schedules import SCHEDULES
 
@@ -36,10 +35,10 @@ def run(
     training = config.training
     at = sorted({round(training.updates * point / POINTS) for point in range(POINTS + 1)})
     panels = {"learning rate": {"lr": [training.lr * SCHEDULES[training.schedule](x, training) for x in at]}}
-    objective = config.objective
     if out.suffix != ".png":
         raise UserError(f"{out}: expected a name that ends in .png; the numbers go beside it, as .tsv")
-    if isinstance(objective, AVData2vecConfig):
+    if isinstance(config, AVData2vecRun):
+        objective = config.objective
         for name, schedule in (("student", objective.student), ("teacher", objective.teacher)):
             check_named(schedule.otherwise, config.model.streams, f"objective.{name}.otherwise")
             panels |= shares(name, schedule, at, "+".join(config.model.streams))

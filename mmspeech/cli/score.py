@@ -12,16 +12,18 @@ import typer
 from rich.console import Console
 
 from mmspeech import files
+from mmspeech.cli import score_modalities
 from mmspeech.console import say
 from mmspeech.data.text import TRANSCRIPT, check_target, normalise
 from mmspeech.errors import UserError
 from mmspeech.plan import load_row
 from mmspeech.scoring import against as beside_paper
 from mmspeech.scoring import bleu as bleu_score
-from mmspeech.scoring import bootstrap, codebooks, floor, report, table, wer
+from mmspeech.scoring import bootstrap, codebooks, floor, noise_table, report, table, wer
 from mmspeech.scoring import compare as comparing
 
 app = typer.Typer()
+app.command("modalities")(score_modalities.run)
 
 DecodeFolders = Annotated[list[Path], typer.Argument(help="Folders that `mmspeech decode` wrote.")]
 Experiments = Annotated[list[Path], typer.Argument(help="Folders of experiments; everything below is found.")]
@@ -194,7 +196,8 @@ def score_codebooks(
             books = work.learn(learnt, subsets, clusters, seed=seed, starts=starts)
             found, resampled = work.measure(measured, books, subsets, place, about)
             codebooks.save(found, resampled, folder, row)
-            codebooks.save_points(work.project(measured, subsets, points, seed=seed), found.label, folder)
+            drawn = work.draw_frames(work.aligned(measured, subsets), points, seed=seed)
+            codebooks.save_points(work.project(drawn, subsets, seed=seed), found.label, folder)
             shutil.rmtree(frames)
     found = codebooks.load(out / "codebooks.json")
     terminal().print(codebooks.printed(codebooks.against(found, row) if row else [found]))
@@ -226,6 +229,32 @@ def score_table(
     write_against(compared, out)
 
 
+@app.command("noise")
+def score_noise(
+    experiments: Experiments,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: report/ in the first EXPERIMENT.")] = None,
+) -> None:
+    """Error rates in noise as VATLM's Table IV has them: systems and inputs down, noises and SNRs across, averages.
+
+    Collects all score.json files below the folders; prints the table and writes noise.md and noise.tsv.
+
+    Run before: `mmspeech decode --noise-grid`, and `mmspeech score wer` on what it wrote.
+
+    Example: `mmspeech score noise exp/av`
+    """
+    out = out or experiments[0] / "report"
+    scores = table.collect(experiments)
+    console = terminal()
+    for grid in noise_table.write(scores, out):
+        whole = noise_table.printed(grid)
+        fits = console.measure(whole, options=console.options.update(max_width=10_000)).maximum <= console.width
+        for part in [whole] if fits else map(noise_table.printed, noise_table.by_kind(grid)):
+            console.print(part)
+    for line in table.warnings(table.tables(scores)):
+        say(f"warning: {line}")
+    say(f"{out / 'noise.md'}, {out / 'noise.tsv'}")
+
+
 @app.command("report")
 def score_report(
     experiments: Experiments,
@@ -236,6 +265,8 @@ def score_report(
     against: Against = None,
 ) -> None:
     """Score what is not scored yet, print the table, and write a page with tables, curves and a few clips.
+
+    Of what was decoded in several noises the page has VATLM's Table IV and the rates over the SNR.
 
     The page, report/index.html, is one file without scripts. Curves come from every metrics.jsonl below the folders,
     PNMI and t-SNE from every codebooks.json (`mmspeech score codebooks`).

@@ -11,11 +11,11 @@ import functools
 import hashlib
 import heapq
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,17 @@ from mmspeech.scoring.codebooks import UNION, Codebooks, Points
 from mmspeech.seeds import numpy_rng, stable_hash
 
 Subsets = Mapping[str, Sequence[str]]  # name as in audio+video -> streams
+# A cut, what each frame is called (T,), "" where it is not asked for, and the frames under each subset (M, T, D).
+Shown = tuple[Cut, np.ndarray, np.ndarray]
+
+
+class Drawn(NamedTuple):
+    """A frame that was drawn."""
+
+    cut: str
+    frame: int
+    name: str
+    values: np.ndarray  # (M, D) float32
 
 
 def subsets_of(encoder: AVEncoder) -> dict[str, list[str]]:
@@ -48,6 +59,11 @@ def subsets_of(encoder: AVEncoder) -> dict[str, list[str]]:
     return {"+".join(streams): streams} | {name: [name] for name in streams}
 
 
+def streams_of(encoder: AVEncoder, subsets: Subsets) -> Mapping[str, Mapping[str, Any]]:
+    """How the streams that some subset has are read."""
+    return wanted_streams(encoder, [name for name in encoder.inputs if any(name in one for one in subsets.values())])
+
+
 def encode_subsets(
     encoder: AVEncoder, layer: int, subsets: Subsets, device: torch.device
 ) -> Callable[[Sequence[Cut], Sequence[Any]], list[dict[str, np.ndarray]]]:
@@ -55,7 +71,7 @@ def encode_subsets(
     if not 0 <= layer <= encoder.config.num_layers:
         raise UserError(f"--layer {layer}: the encoder has 0 (fused features) to {encoder.config.num_layers}; take one")
     encoder = encoder.to(device).eval()
-    streams = list(wanted_streams(encoder, None))
+    streams = list(streams_of(encoder, subsets))
 
     @torch.inference_mode()
     def compute(cuts: Sequence[Cut], items: Sequence[Any]) -> list[dict[str, np.ndarray]]:
@@ -88,7 +104,7 @@ def store_frames(
 
     Raises UserError if no cut has them.
     """
-    reading = Reading(streams=wanted_streams(encoder, None))
+    reading = Reading(streams=streams_of(encoder, subsets))
     compute = encode_subsets(encoder, layer, subsets, device)
 
     def read(cut: Cut) -> Any:
@@ -142,8 +158,8 @@ def learn(cuts: Path, subsets: Subsets, clusters: int, *, seed: int, starts: int
     return {name: kmeans.fit(stream, clusters, seed=seed, starts=starts) for name, stream in streams.items()}
 
 
-def aligned(cuts: Path, subsets: Subsets) -> Iterator[tuple[Cut, np.ndarray, np.ndarray]]:
-    """Cuts with a phone alignment: the phone of each frame (T,), "" where there is none, and the frames (M, T, D)."""
+def aligned(cuts: Path, subsets: Subsets) -> Iterator[Shown]:
+    """Cuts with a phone alignment; frames are called by their phone, "" where there is none."""
     for cut in cutfiles.open_cuts(cuts):
         alignments = [supervision.alignment or {} for supervision in cut.supervisions]
         phones = [item for alignment in alignments for item in alignment.get("phone", [])]
@@ -152,6 +168,23 @@ def aligned(cuts: Path, subsets: Subsets) -> Iterator[tuple[Cut, np.ndarray, np.
             intervals = [(item.start, item.end, item.symbol) for item in phones]
             found = pnmi.phones_of_frames(intervals, frames.shape[1], FRAMES_PER_S)
             yield cut, np.array([phone or "" for phone in found]), frames
+
+
+def named_frames(cuts: Path, subsets: Subsets) -> Iterator[Shown]:
+    """All cuts; frames are called by their phone where they have one, else `-`."""
+    for cut in cutfiles.open_cuts(cuts):
+        frames = np.stack([units.read_features(cut, field(name)) for name in subsets])
+        alignments = [supervision.alignment or {} for supervision in cut.supervisions]
+        intervals = [(p.start, p.end, p.symbol) for alignment in alignments for p in alignment.get("phone", [])]
+        found = (
+            pnmi.phones_of_frames(intervals, frames.shape[1], FRAMES_PER_S) if intervals else [None] * frames.shape[1]
+        )
+        yield cut, np.array([phone or "-" for phone in found]), frames
+
+
+def corpora_of(cuts: Path) -> list[str]:
+    """The corpora that cuts say they are of."""
+    return sorted({str((cut.custom or {}).get("corpus", "")) for cut in cutfiles.open_cuts(cuts)})
 
 
 def measure(
@@ -218,10 +251,10 @@ def measure(
     ), resampled
 
 
-def project(cuts: Path, subsets: Subsets, number: int, *, seed: int) -> Points:
-    """`number` frames that have a phone, drawn over all cuts, under each subset, in two dimensions by t-SNE."""
+def draw_frames(cuts: Iterable[Shown], number: int, *, seed: int) -> list[Drawn]:
+    """`number` frames that have a name, over all cuts, each as likely as any other; by cut and time."""
     chosen: list[tuple[float, str, int, str, np.ndarray]] = []  # a heap: those with the smallest keys stay
-    for cut, names, frames in aligned(cuts, subsets):
+    for cut, names, frames in cuts:
         keys = numpy_rng(seed, "t-SNE", cut.id).random(len(names))
         taken = [frame for frame in np.flatnonzero(names != "") if len(chosen) < number or keys[frame] < -chosen[0][0]]
         for frame in taken:
@@ -230,8 +263,12 @@ def project(cuts: Path, subsets: Subsets, number: int, *, seed: int) -> Points:
                 heapq.heappush(chosen, entry)
             else:
                 heapq.heappushpop(chosen, entry)
-    chosen.sort(key=lambda entry: entry[1:3])
-    points = np.concatenate(np.stack([entry[4] for entry in chosen], axis=1))  # (M * number, D)
+    return [Drawn(*entry[1:]) for entry in sorted(chosen, key=lambda entry: entry[1:3])]
+
+
+def project(drawn: Sequence[Drawn], subsets: Subsets, *, seed: int) -> Points:
+    """The frames under each subset in two dimensions by t-SNE."""
+    points = np.concatenate(np.stack([one.values for one in drawn], axis=1))  # (M * number, D)
     model = TSNE(
         perplexity=min(30.0, (len(points) - 1) / 3), init="pca", random_state=stable_hash(seed, "t-SNE") % 2**32
     )
@@ -239,6 +276,6 @@ def project(cuts: Path, subsets: Subsets, number: int, *, seed: int) -> Points:
     return Points(
         x=placed[:, 0].round(3).tolist(),
         y=placed[:, 1].round(3).tolist(),
-        features=[subset for subset in subsets for _ in chosen],
-        phones=[entry[3] for _ in subsets for entry in chosen],
+        features=[subset for subset in subsets for _ in drawn],
+        phones=[one.name for _ in subsets for one in drawn],
     )

@@ -29,6 +29,7 @@ from mmspeech.corpora.splits import (
     pick,
     supervise,
     to_cut,
+    with_alignments,
     write_splits,
 )
 from mmspeech.corpora.transcripts import clean, read_lines
@@ -208,20 +209,6 @@ def read_ids(path: Path, clips: Sequence[Clip]) -> set[tuple[str, str]]:
     if absent:
         say(f"{path}: {len(absent)} of its clips are not in trainval, such as {absent[0]}")
     return valid
-
-
-def with_alignments(clips: Sequence[Clip], place: Path) -> list[Clip]:
-    """The clips with the place of their alignment, where there is one. Raises UserError if there is none at all."""
-    found = align.find(place)
-    aligned = []
-    for clip in clips:
-        name = f"{clip.speaker}-{clip.name}"
-        aligned.append(replace(clip, alignment=found.get(f"{clip.split}-{name}", found.get(name, ()))))
-    count = sum(bool(clip.alignment) for clip in aligned)
-    if not count:
-        raise UserError(f"{place}: no alignment has the name of a clip; expected {clips[0].id}, found {min(found)}")
-    say(f"{place}: alignments of {count} of {len(clips)} clips")
-    return aligned
 
 
 def with_translations(clips: Sequence[Clip], path: Path, language: str) -> tuple[list[Clip], list[tuple[str, str]]]:

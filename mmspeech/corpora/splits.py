@@ -8,9 +8,9 @@ Speech is in one of them only: whoever pre-trains on all of it reads pretrain an
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,11 +23,12 @@ from mmspeech.console import say
 from mmspeech.corpora import alignments
 from mmspeech.data.cutfiles import writing_cuts
 from mmspeech.data.loader import DataConfig
-from mmspeech.errors import UserError
+from mmspeech.errors import BadItem, UserError
 from mmspeech.files import Rejects, Stage, parallel_map
 from mmspeech.seeds import stable_hash
 
 SPLITS = ("pretrain", "trainval", "valid", "test")
+SPARE_S = 1.0  # by which a segment may reach beyond its recording's end; more, and the times are another recording's
 Alignment = dict[str, list[AlignmentItem]]
 
 
@@ -75,9 +76,26 @@ def check_places(corpus: Path, out: Path) -> None:
         raise UserError(f"{out}: lies inside the corpus {corpus}; give a folder elsewhere")
 
 
+def with_alignments(clips: Sequence[AnyClip], place: Path) -> list[AnyClip]:
+    """The clips with the place of their alignment, where there is one: SPLIT/SPEAKER/CLIP or SPEAKER/CLIP.
+
+    Raises UserError if there is none at all.
+    """
+    found = alignments.find(place)
+    aligned = []
+    for clip in clips:
+        name = f"{clip.speaker}-{clip.name}"
+        aligned.append(replace(clip, alignment=found.get(f"{clip.split}-{name}", found.get(name, ()))))
+    count = sum(bool(clip.alignment) for clip in aligned)
+    if not count:
+        raise UserError(f"{place}: no alignment has the name of a clip; expected {clips[0].id}, found {min(found)}")
+    say(f"{place}: alignments of {count} of {len(clips)} clips")
+    return aligned
+
+
 def write_splits(
     stage: Stage,
-    clips: Sequence[AnyClip],
+    clips: Iterable[AnyClip],
     read: Read[AnyClip],
     *,
     jobs: int,
@@ -88,6 +106,7 @@ def write_splits(
     """Turn the clips into cuts in `jobs` processes and write the four files and rejected.jsonl.
 
     Args:
+        clips: read one after the other: a list that is larger than memory may be given lazily.
         title: the corpus; every cut carries it as `corpus`, so that figures can say what they were measured on.
         left_out: (item, reason) of what was set aside before: transcripts without clips.
 
@@ -96,13 +115,21 @@ def write_splits(
     """
     counts: Counter[str] = Counter()
     hours: Counter[str] = Counter()
-    too_long = 0
+    too_long = given = 0
+
+    def counted() -> Iterator[AnyClip]:
+        nonlocal given
+        for clip in clips:
+            given += 1
+            yield clip
+
     with stage.resuming() as folder, Rejects(folder / "rejected.jsonl", strict) as rejects, ExitStack() as stack:
         for item, reason in left_out:
             rejects.add(item, reason)
         writers = {split: stack.enter_context(writing_cuts(cuts_file(folder, split))) for split in SPLITS}
         work = functools.partial(_with_split, read, folder / "audio")
-        for split, cuts in parallel_map(work, clips, jobs=jobs, rejects=rejects, title=title):
+        total = len(clips) if isinstance(clips, Sequence) else None
+        for split, cuts in parallel_map(work, counted(), jobs=jobs, rejects=rejects, title=title, total=total):
             for cut in cuts:
                 cut.custom = {**(cut.custom or {}), "corpus": title}
                 writers[split].write(cut)
@@ -110,7 +137,7 @@ def write_splits(
                 hours[split] += cut.duration / 3600
                 too_long += split in ("pretrain", "trainval") and cut.duration > DataConfig.max_s
         if not counts:
-            raise UserError(f"{folder}: none of {len(clips)} clips could be used; the reasons are in {rejects.path}")
+            raise UserError(f"{folder}: none of {given} clips could be used; the reasons are in {rejects.path}")
     for split in SPLITS:
         say(f"{cuts_file(stage.output, split)}: {counts[split]} cuts, {hours[split]:.2f} h")
     if too_long:
@@ -135,6 +162,22 @@ def to_cut(clip: Clip, audio: Path, *, need_video: bool) -> MonoCut:
     return cut
 
 
+def part_of(whole: MonoCut, clip: Clip, name: str, start_s: float, end_s: float) -> MonoCut | None:
+    """A segment of a long recording as a cut called `name`, without supervision; None if nothing is left of it.
+
+    Raises BadItem if it ends far behind the recording.
+    """
+    if end_s > whole.duration + SPARE_S:
+        raise BadItem(
+            f"{clip.transcript}: a segment ends at {end_s:.2f} s, but {clip.media} at {whole.duration:.2f} s; they are "
+            "not of one release: take both from the same"
+        )
+    start, end = round(start_s * media.RATE_HZ), round(min(end_s, whole.duration) * media.RATE_HZ)
+    if end <= start:
+        return None
+    return replace(whole, id=name, start=start / media.RATE_HZ, duration=(end - start) / media.RATE_HZ)
+
+
 def recording(name: str, path: Path, num_samples: int) -> Recording:
     """A 16 kHz mono FLAC as a lhotse recording, by its full path."""
     source = AudioSource(type="file", channels=[0], source=str(path.absolute()))
@@ -142,7 +185,7 @@ def recording(name: str, path: Path, num_samples: int) -> Recording:
 
 
 def supervise(
-    cut: MonoCut, speaker: str, text: str | None, language: str | None = None, alignment: Alignment | None = None
+    cut: MonoCut, speaker: str | None, text: str | None, language: str | None = None, alignment: Alignment | None = None
 ) -> MonoCut:
     """Give a cut its one supervision, and return the cut.
 

@@ -16,21 +16,27 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 import soundfile
-from numpy.typing import NDArray
 
 from mmspeech import files
 from mmspeech.console import say
-from mmspeech.corpora import synth_face, synth_lips, synth_noise, synth_paint, synth_speech, synth_text, synth_video
+from mmspeech.corpora import (
+    synth_face,
+    synth_lips,
+    synth_noise,
+    synth_paint,
+    synth_speech,
+    synth_talks,
+    synth_text,
+    synth_video,
+)
 from mmspeech.corpora.lrs3 import STAND_IN
-from mmspeech.corpora.synth_speech import RATE_HZ, SILENCE, Mark
+from mmspeech.corpora.synth_sound import SAMPLES_PER_FRAME, SPLITS, record, text_grid, timbres_of
+from mmspeech.corpora.synth_speech import RATE_HZ, Mark
 from mmspeech.errors import UserError
 from mmspeech.seeds import numpy_rng
 
-SPLITS = ("pretrain", "trainval", "test")
 SHARES = (0.5, 0.36, 0.14)  # of the speakers: labelled ones must be many, or unknown voices are not understood
-TIMBRE_SHARES = (0.38, 0.24, 0.22)  # of the timbres, in the same order; the noise has the rest
 NOISE_SPEAKERS = 20  # so that a tenth of them, the usual test share, are still two
-SAMPLES_PER_FRAME = RATE_HZ // synth_lips.FRAMES_PER_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +92,18 @@ def prepare(
     test_clips: int = 400,
     speakers: int = 120,
     noise_files: int = 160,
+    sentences: int = 0,
+    talks: int = 0,
+    recordings: int = 0,
     jobs: int = 2,
 ) -> None:
     """Make a small talking-face corpus: espeak-ng speaks, a drawn face moves its lips.
 
     OUT receives lrs3/ (mp4 and txt in LRS3's layout: pretrain, trainval, test; no speaker in two of them),
     alignments/ (TextGrid), landmarks/ (68 points per frame), musan/ (noise in MUSAN's layout, of other speakers) and,
-    for commands, translations/es.tsv and de.tsv (`prepare lrs3 --translations`). A clip lasts about 2.3 seconds. Does
+    for commands, translations/es.tsv and de.tsv (`prepare lrs3 --translations`). A clip lasts about 2.3 seconds. If
+    asked for: text/sentences.txt (one per line), tedlium/ (talks in TED-LIUM's layout, their phones in
+    talk-alignments/) and gigaspeech/ (recordings in GigaSpeech's), none of which says what a clip of test says. Does
     nothing if OUT is current. Next: `mmspeech prepare lrs3 OUT/lrs3 ...`, `mmspeech prepare musan OUT/musan ...`.
 
     Example: `mmspeech prepare synth exp/synth --seed 0`
@@ -107,11 +118,17 @@ def prepare(
         test_clips: Clips of test.
         speakers: Of all clips together; at least 3, as no speaker is in two splits.
         noise_files: Files of speech in the noise corpus; music and noise add an eighth each.
+        sentences: Lines of text without speech.
+        talks: Talks without pictures, each of 20 sentences by another speaker: about 55 seconds.
+        recordings: The same as talks, by others, for speech whose words nobody looks at.
         jobs: Processes that make clips.
     """
     counts = dict(zip(SPLITS, (pretrain_clips, trainval_clips, test_clips), strict=True))
-    settings = {"seed": seed, "vocabulary": vocabulary, "difficulty": difficulty, "clips": counts}
-    stage = files.Stage(out, settings=settings | {"speakers": speakers, "noise_files": noise_files})
+    settings: dict[str, object] = {"seed": seed, "vocabulary": vocabulary, "difficulty": difficulty, "clips": counts}
+    settings |= {"speakers": speakers, "noise_files": noise_files}
+    more = {"sentences": sentences, "talks": talks, "recordings": recordings}
+    # Named only where there are any: a corpus without them is the one it was before they could be made.
+    stage = files.Stage(out, settings=settings | {name: number for name, number in more.items() if number})
     clips = plan_clips(seed, vocabulary, difficulty, counts, speakers)
     sounds = plan_sounds(seed, noise_files)
     if stage.is_current():
@@ -129,6 +146,9 @@ def prepare(
         (folder / "lrs3" / STAND_IN).write_text(f"synth {vocabulary}\n", encoding="utf-8")
         if vocabulary == "commands":
             write_translations(folder / "translations", made)
+        unseen = synth_talks.Unseen(vocabulary, frozenset(sentence_of(c).words for c in clips if c.split == "test"))
+        synth_talks.write_sentences(folder, unseen, sentences, seed)
+        synth_talks.make(folder, unseen, seed, difficulty, talks, recordings, jobs, rejects)
     for split in SPLITS:
         own = [item for item in made if item.clip.split == split]
         minutes = sum(item.duration_s for item in own) / 60
@@ -255,20 +275,6 @@ def transcript(split: str, words: Sequence[Mark]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def text_grid(phones: Sequence[Mark], words: Sequence[Mark], duration_s: float) -> str:
-    """Praat's TextGrid with the interval tiers `phones` and `words`; silence is `sil` and an empty word."""
-    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0", f"xmax = {duration_s:.5f}"]
-    lines += ["tiers? <exists>", "size = 2", "item []:"]
-    for number, (name, marks, gap) in enumerate((("phones", phones, SILENCE), ("words", words, "")), start=1):
-        filled = synth_lips.without_gaps(marks, duration_s, gap)
-        lines += [f"    item [{number}]:", '        class = "IntervalTier"', f'        name = "{name}"']
-        lines += ["        xmin = 0", f"        xmax = {duration_s:.5f}", f"        intervals: size = {len(filled)}"]
-        for i, mark in enumerate(filled, start=1):
-            lines += [f"        intervals [{i}]:", f"            xmin = {mark.start_s:.5f}"]
-            lines += [f"            xmax = {mark.end_s:.5f}", f'            text = "{mark.label}"']
-    return "\n".join(lines) + "\n"
-
-
 def write_translations(folder: Path, made: Sequence[Made]) -> None:
     """A file per language, LANGUAGE.tsv, with lines SPLIT/SPEAKER/CLIP, a tab, and what is said in that language."""
     folder.mkdir()
@@ -277,36 +283,7 @@ def write_translations(folder: Path, made: Sequence[Made]) -> None:
         (folder / f"{language}.tsv").write_text("".join(lines), encoding="utf-8")
 
 
-def record(
-    sentence: synth_text.Sentence, voice: synth_speech.Voice, difficulty: float, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], list[Mark], list[Mark]]:
-    """A sentence's sound, as long as a whole number of frames, with the times of phones and words in it."""
-    speech = synth_speech.speak(sentence.words, sentence.spoken, voice)
-    before = int(rng.uniform(0.12, 0.36) * RATE_HZ)
-    total = before + len(speech.samples) + int(rng.uniform(0.12, 0.36) * RATE_HZ)
-    total += -total % SAMPLES_PER_FRAME
-    samples = np.zeros(total, np.float32)
-    samples[before : before + len(speech.samples)] = synth_noise.level(speech.samples) * rng.uniform(0.5, 1.5)
-    floor_db = -70.0 + 25.0 * difficulty * rng.uniform()
-    samples += 10 ** (floor_db / 20) * rng.standard_normal(total, np.float32)
-    later = before / RATE_HZ
-    phones = [mark.later(later) for mark in speech.phones]
-    return samples, phones, [mark.later(later) for mark in speech.words]
-
-
 @functools.lru_cache(maxsize=4)
 def _painter(look: synth_face.Look) -> synth_paint.Painter:
     """A speaker's face, drawn once for the clips that follow each other."""
     return synth_paint.Painter(look)
-
-
-def timbres_of(seed: int) -> dict[str, list[str]]:
-    """The timbres of each split and of the noise: none in two of them, the high ones spread evenly."""
-    order = [str(timbre) for timbre in numpy_rng(seed, "synth timbres").permutation(synth_speech.TIMBRES)]
-    high = [timbre for timbre in order if timbre in synth_speech.HIGH_TIMBRES]
-    low = [timbre for timbre in order if timbre not in synth_speech.HIGH_TIMBRES]
-    places = {((i + 0.5) / len(group), timbre) for group in (high, low) for i, timbre in enumerate(group)}
-    spread = [timbre for _, timbre in sorted(places)]
-    edges = [round(share * len(spread)) for share in np.cumsum((0.0, *TIMBRE_SHARES, 1.0 - sum(TIMBRE_SHARES)))]
-    parts = zip((*SPLITS, "noise"), edges[:-1], edges[1:], strict=True)
-    return {name: spread[first:last] for name, first, last in parts}

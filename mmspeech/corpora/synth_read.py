@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmspeech import files, media
 from mmspeech.console import say
-from mmspeech.corpora import synth, synth_speech, synth_text
+from mmspeech.corpora import synth_sound, synth_speech, synth_text
 from mmspeech.errors import UserError
 from mmspeech.seeds import numpy_rng
 
@@ -71,7 +71,7 @@ def plan_chapters(seed: int, clips: int, readers: int) -> list[Chapter]:
     """All chapters; the first readers train. Raises UserError for sizes that cannot be."""
     if not 2 <= readers <= clips:
         raise UserError(f"readers: {readers} of {clips} clips; expected 2 or more, and a clip for each")
-    timbres = synth.timbres_of(seed)["noise"]
+    timbres = synth_sound.timbres_of(seed)["noise"]
     held_out = max(1, round(DEV_SHARE * readers))
     return [
         Chapter(
@@ -103,7 +103,7 @@ def read_aloud(chapter: Chapter, folder: Path) -> float:
         name = f"{chapter.id}-{number:04d}"
         rng = numpy_rng(chapter.seed, "synth read", name)
         sentence = synth_text.digits(rng)
-        samples, _, _ = synth.record(sentence, voice_of(chapter), 0.0, rng)
+        samples, _, _ = synth_sound.record(sentence, voice_of(chapter), 0.0, rng)
         media.write_flac(place / f"{name}.flac", [samples])
         lines.append(f"{name} {' '.join(sentence.words).upper()}\n")
         seconds += len(samples) / media.RATE_HZ

@@ -1,19 +1,19 @@
-"""Speech for the embedded corpus: espeak-ng, called through ctypes, with the times of its phones and words.
+"""Speech for the embedded corpus: espeak-ng's, with the times of its phones and words.
 
 The library and its voices come in the wheel `espeakng_loader`. Its samples differ slightly from call to call, the
 length too: what was spoken is stored, never hashed, and the times always come from the same call as the samples.
 """
 
 import ctypes
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from mmspeech.errors import BadItem, UserError
+from mmspeech.data import espeak
+from mmspeech.errors import BadItem
 
 RATE_HZ = 16000
 SHORTEST_S = 0.001  # of a phone; label files have less precision than that
@@ -138,9 +138,9 @@ def _without_instants(phones: list[Mark]) -> list[Mark]:
 
 def _synthesize(text: str, voice: Voice) -> tuple[NDArray[np.float32], list[tuple[float, str, int]]]:
     """Samples at 16 kHz and (start in seconds, espeak-ng's phone name, position in the text) of every phone."""
-    espeak = _start_engine()
+    engine = espeak.start_engine()
     name = f"{voice.accent}+{voice.timbre}"
-    if espeak.library.espeak_SetVoiceByName(name.encode()) != 0:
+    if not engine.set_voice(name):
         raise BadItem(f"espeak-ng has no voice {name}; clip left out")
     # Setting the voice resets these, so they come after it.
     for parameter, value in (
@@ -148,24 +148,24 @@ def _synthesize(text: str, voice: Voice) -> tuple[NDArray[np.float32], list[tupl
         (3, voice.pitch),
         (4, voice.pitch_range),
     ):
-        espeak.library.espeak_SetParameter(parameter, value, 0)
-    espeak.samples.clear()
-    espeak.events.clear()
+        engine.library.espeak_SetParameter(parameter, value, 0)
+    engine.samples.clear()
+    engine.events.clear()
     data = text.encode()
     utf8, phonemes_in_brackets = 0x1, 0x100
-    status = espeak.library.espeak_Synth(
+    status = engine.library.espeak_Synth(
         data, ctypes.c_size_t(len(data) + 1), 0, 1, 0, utf8 | phonemes_in_brackets, None, None
     )
     if status != 0:
         raise BadItem(f"espeak-ng could not speak `{text}` (status {status}); clip left out")
-    pcm = np.frombuffer(b"".join(espeak.samples), np.int16).astype(np.float32) / 32768
+    pcm = np.frombuffer(b"".join(engine.samples), np.int16).astype(np.float32) / 32768
     # Played slower, a voice is that of a longer tract; it was spoken as much faster.
-    rate_hz = espeak.rate_hz / voice.tract
+    rate_hz = engine.rate_hz / voice.tract
     up, down = RATE_HZ // 50, round(rate_hz / 50)  # about 320 / 441
     rate_hz = down * 50
     events = []
     word_start = None
-    for kind, position, sample, phone in espeak.events:
+    for kind, position, sample, phone in engine.events:
         if kind == WORD:
             word_start = sample
         elif kind == PHONEME:
@@ -179,60 +179,6 @@ def _synthesize(text: str, voice: Voice) -> tuple[NDArray[np.float32], list[tupl
 WORD, PHONEME = 1, 7  # espeak-ng's kinds of events
 
 
-class _Id(ctypes.Union):
-    _fields_ = (("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8))
-
-
-class _Event(ctypes.Structure):
-    _fields_ = (
-        ("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint), ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int), ("audio_position", ctypes.c_int), ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p), ("id", _Id),
-    )  # fmt: skip
-
-
-class _Engine(NamedTuple):
-    library: ctypes.CDLL
-    rate_hz: int
-    samples: list[bytes]  # filled by the callback
-    events: list[tuple[int, int, int, bytes]]  # kind, position in the text, sample, phone
-    callback: Callable  # kept alive as long as the library may call it
-
-
-@functools.cache
-def _start_engine() -> _Engine:
-    """The library, once per process: it has one global state. Raises UserError if the wheel is not installed."""
-    try:
-        import espeakng_loader
-    except ImportError as error:
-        raise UserError(
-            "prepare synth: speaks with espeak-ng, but the package espeakng_loader is missing; "
-            "pip install mmspeech[synth]"
-        ) from error
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    samples: list[bytes] = []
-    events: list[tuple[int, int, int, bytes]] = []
-
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Event))
-    def callback(wav: int | None, count: int, marks: "ctypes._Pointer[_Event]") -> int:
-        if wav and count:
-            samples.append(ctypes.string_at(wav, 2 * count))
-        i = 0
-        while (mark := marks[i]).type != 0:
-            events.append((mark.type, mark.text_position, mark.sample, bytes(mark.id.string)))
-            i += 1
-        return 0
-
-    synchronous, phoneme_events, do_not_exit = 2, 0x1, 0x8000
-    rate_hz = library.espeak_Initialize(
-        synchronous, 0, str(espeakng_loader.get_data_path()).encode(), phoneme_events | do_not_exit
-    )
-    if rate_hz <= 0:
-        raise UserError(f"espeak-ng: could not read {espeakng_loader.get_data_path()}; reinstall espeakng_loader")
-    library.espeak_SetSynthCallback(callback)
-    return _Engine(library, rate_hz, samples, events, callback)
-
-
 def check_installed() -> None:
     """Raises UserError, with the way out, unless espeak-ng can be used; before any work is done."""
-    _start_engine()
+    espeak.start_engine()

@@ -10,22 +10,30 @@ Hernandez et al.: TED-LIUM 3, twice as much data and corpus repartition for expe
 """
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from lhotse import MonoCut
 
-from mmspeech.corpora.splits import Clip, check_places, not_there, supervise, to_cut, write_splits
+from mmspeech.corpora import alignments as align
+from mmspeech.corpora.segments import within
+from mmspeech.corpora.splits import (
+    Clip,
+    check_places,
+    not_there,
+    part_of,
+    supervise,
+    to_cut,
+    with_alignments,
+    write_splits,
+)
 from mmspeech.corpora.transcripts import clean, read_lines
 from mmspeech.errors import BadItem
 from mmspeech.files import Stage
-from mmspeech.media import RATE_HZ
 
 # Folders with sph/ and stm/, and the split that they are; a talk of a later one is left out of it if an earlier has it.
 PLACES = (("legacy/test", "test"), ("legacy/dev", "valid"), ("legacy/train", "trainval"), ("data", "trainval"))
 NOT_SPEECH = "ignore_time_segment_in_scoring"
-SPARE_S = 1.0  # by which a segment may reach beyond the end of its talk; more, and the times are another recording's
 LABEL = re.compile(r"<(?!unk>)[^<>]*>")
 ABOUT = (
     "TED-LIUM 3 (452 h of TED talks, CC BY-NC-ND 3.0, openslr.org/51) is a folder TEDLIUM_release-3 with "
@@ -41,7 +49,7 @@ class Segment(NamedTuple):
     text: str  # cleaned; may be empty
 
 
-def prepare(corpus: Path, out: Path, jobs: int = 4, strict: bool = False) -> None:
+def prepare(corpus: Path, out: Path, alignments: Path | None = None, jobs: int = 4, strict: bool = False) -> None:
     """TED-LIUM 3, in its own layout -> cuts of sound, one for each segment.
 
     CORPUS is TEDLIUM_release-3, with data/ and legacy/. OUT receives cuts_trainval.jsonl.gz (the training talks),
@@ -54,14 +62,17 @@ def prepare(corpus: Path, out: Path, jobs: int = 4, strict: bool = False) -> Non
     Args:
         corpus: The folder TEDLIUM_release-3.
         out: Folder to write.
+        alignments: Folder of TextGrid or CTM files with phones, named SPEAKER/TITLE (a talk is SPEAKER_TITLE).
         jobs: Processes that decode talks.
         strict: Stop at the first talk that cannot be used.
     """
     talks, left_out = find_talks(corpus)
     check_places(corpus, out)
-    stage = Stage(out, [corpus])
+    stage = Stage(out, [corpus, *([alignments] if alignments else [])])
     if stage.is_current():
         return
+    if alignments:
+        talks = with_alignments(talks, alignments)
     write_splits(stage, talks, read_talk, jobs=jobs, strict=strict, title="tedlium3", left_out=left_out)
 
 
@@ -104,17 +115,13 @@ def read_talk(talk: Clip, audio: Path) -> list[MonoCut]:
     """One talk as the cuts of its segments; BadItem if it cannot be used."""
     segments = read_stm(talk.transcript or talk.media.with_suffix(".stm"))
     whole = to_cut(talk, audio, need_video=False)
+    tiers = align.read(talk.alignment)
     cuts = []
     for number, (start_s, end_s, text) in enumerate(segments):
-        if end_s > whole.duration + SPARE_S:
-            raise BadItem(
-                f"{talk.transcript}: a segment ends at {end_s:.2f} s, but {talk.media} at {whole.duration:.2f} s; they "
-                "are not of one release: take both from TED-LIUM 3"
-            )
-        start, end = round(start_s * RATE_HZ), round(min(end_s, whole.duration) * RATE_HZ)
-        if end > start:
-            cut = replace(whole, id=f"{talk.id}-{number:04d}", start=start / RATE_HZ, duration=(end - start) / RATE_HZ)
-            cuts.append(supervise(cut, talk.speaker, text or None, "en"))
+        cut = part_of(whole, talk, f"{talk.id}-{number:04d}", start_s, end_s)
+        if cut is not None:
+            own = {tier: within(items, cut.start, cut.end) for tier, items in tiers.items()}
+            cuts.append(supervise(cut, talk.speaker, text or None, "en", own))
     if not cuts:
         raise BadItem(f"{talk.transcript}: expected segments of speech, found none; the talk is left out")
     return cuts

@@ -22,6 +22,7 @@ from mmspeech.seeds import numpy_rng
 
 CATEGORIES = ("babble", "music", "noise", "speech")  # `noise`: natural sounds
 TEST_SNRS_DB = (10.0, 5.0, 0.0, -5.0, -10.0)  # of the noisy test sets of Shi et al. 2022b
+GRID = ("babble", "speech", "music")  # the categories of VATLM's Table IV, each at these levels
 SILENCE_RMS = 1.0  # int16 steps; a noise below it cannot be brought to any level
 MAX_DRAWS = 20  # noises that are looked at until one is not silent
 
@@ -70,13 +71,20 @@ def parse_kind(text: str) -> NoiseKind:
 
 
 def parse_kinds(texts: Iterable[str]) -> list[NoiseKind]:
-    """Kinds joined by commas, or `all`: the twenty of the noisy test sets of Shi et al. 2022b. Each once, in order.
+    """Kinds joined by commas, or a name for several of them; each once, in order.
+
+    `all`: the twenty of the noisy test sets of Shi et al. 2022b; `grid`: the fifteen of VATLM's Table IV.
 
     Raises UserError for anything else.
     """
     names = [name for text in texts for name in text.split(",")]
-    every = [NoiseKind(category, snr_db) for category in CATEGORIES for snr_db in TEST_SNRS_DB]
-    kinds = [every if name == "all" else [parse_kind(name)] for name in names]
+    known = {"all": CATEGORIES, "grid": GRID}
+    kinds = [
+        [NoiseKind(category, snr_db) for category in known[name] for snr_db in TEST_SNRS_DB]
+        if name in known
+        else [parse_kind(name)]
+        for name in names
+    ]
     return list(dict.fromkeys(kind for several in kinds for kind in several))
 
 

@@ -107,7 +107,7 @@ def open_file(
         clock_s = (container.start_time or 0) / av.time_base
         sound_s, has_picture = start_of_sound(container), video_stream(container) is not None
     readers = {settings["reader"] for settings in streams.values()}
-    reasons = {"array": "a field of cuts is no part of a file"}
+    reasons = dict.fromkeys(("array", "phones"), "a field of cuts is no part of a file")
     if sound_s is None:
         reasons["logmel"] = "has no sound"
     with tempfile.TemporaryDirectory(prefix="mmspeech-") as temporary:

@@ -2,6 +2,11 @@
 
 How a stream is read stands in YAML: `{audio: {reader: logmel}, video: {reader: mouth, size: 96, crop: 88}}`. A new
 modality whose vectors lie in a field of the cut needs no code: `emg: {reader: array, field: emg}`.
+
+Streams of one cut have the same number of frames, up to MAX_MISSING; the shortest decides. Those of ENDS_EARLY may end
+long before the others (phones of a text at a fixed rate): they never shorten what stands beside them, and what is
+longer than that is cut. Alone they are as long as they are. Behind its end such a stream is absent: its length in the
+batch says so, and a front-end gives zeros there.
 """
 
 import dataclasses
@@ -19,6 +24,7 @@ from mmspeech import config as configs
 from mmspeech import seeds
 from mmspeech.batch import Batch
 from mmspeech.data import audio, units, video
+from mmspeech.data.audio import STACK
 from mmspeech.data.open_shards import load_stored
 from mmspeech.data.text import TRANSCRIPT, text_of
 from mmspeech.errors import BadItem, UserError
@@ -84,16 +90,45 @@ def read_array(cut: Cut, frames: int | None, rng: np.random.Generator, noisy: Ca
     return values
 
 
+def read_phones(
+    cut: Cut, frames: int | None, rng: np.random.Generator, noisy: Callable, train: bool, size: int = 46
+) -> Any:
+    """(T, 4) uint8 phone ids at 100 Hz, at most `frames`; None without phones, or where a span begins behind their end.
+
+    Args:
+        size: ids that the front-end knows. Raises UserError for another one.
+    """
+    if not cut.has_custom("phones"):
+        return None
+    values = load_stored(cut, "phones")[:frames]
+    if not len(values):
+        return None
+    if values.ndim != 2 or values.shape[1] != STACK or int(values.max()) >= size:
+        found = f"{values.shape} with ids up to {values.max()}"
+        raise UserError(
+            f"{cut.id}: expected phones (T, {STACK}) with ids below {size}, found {found}; set `size`, here and of the "
+            "front-end, to the number of lines of phones.txt, or run `mmspeech extract phones` again"
+        )
+    return values
+
+
 _GIVEN = ("cut", "frames", "rng", "noisy", "train")  # what every reader is called with; the rest are its settings
 _MARK = "given"  # in `cut.custom`, never on disk
-READERS: dict[str, Callable[..., Any]] = {"mouth": read_mouth, "array": read_array, "logmel": read_logmel}
+# In the order in which they are called: sound is cut or filled to the frames of lips, phones are cut to those of sound.
+READERS: dict[str, Callable[..., Any]] = {
+    "mouth": read_mouth,
+    "array": read_array,
+    "logmel": read_logmel,
+    "phones": read_phones,
+}
+ENDS_EARLY = ("phones",)
 
 
 def has_stream(cut: Cut, settings: Mapping[str, Any]) -> bool:
-    """Whether a cut has what the reader of these settings reads."""
+    """Whether a cut has what the reader of these settings reads: sound, or a field."""
     if settings["reader"] == "logmel":
         return cut.has_recording
-    return cut.has_custom(settings["field"] if settings["reader"] == "array" else "mouth")
+    return cut.has_custom(settings["field"] if settings["reader"] == "array" else settings["reader"])
 
 
 def named_streams(typed: str, known: Collection[str], option: str) -> list[str]:
@@ -143,7 +178,6 @@ def read_item(cut: Cut, reading: Reading, number: int = 0) -> Item:
     noisy = (lambda wave: reading.mix_noise(wave, cut, number)) if reading.mix_noise else (lambda wave: wave)
     streams: dict[str, np.ndarray] = {}
     frames: int | None = None
-    # Readers in the order of READERS: sound comes last, because it is cut or filled to the frames of the others.
     for reader in READERS:
         for name, settings in reading.streams.items():
             if settings["reader"] == reader and name in there:
@@ -155,9 +189,9 @@ def read_item(cut: Cut, reading: Reading, number: int = 0) -> Item:
                     frames = len(found) if frames is None else frames
     if not streams or not frames:
         raise BadItem(f"{cut.id}: has none of the streams {', '.join(reading.streams)}; see `extract mouth`")
-    frames = min(len(stream) for stream in streams.values())
-    longest = max(len(stream) for stream in streams.values())
-    if longest - frames > MAX_MISSING:
+    whole = [len(streams[name]) for name in streams if reading.streams[name]["reader"] not in ENDS_EARLY]
+    frames = min(whole or [frames])
+    if max(whole or [frames]) - frames > MAX_MISSING:
         sizes = ", ".join(f"{name} {len(stream)}" for name, stream in streams.items())
         raise BadItem(f"{cut.id}: streams of different length ({sizes} frames); extract them from the same cut again")
     own_units = None
@@ -173,7 +207,10 @@ def read_item(cut: Cut, reading: Reading, number: int = 0) -> Item:
     if reading.encode_text is not None:
         if not text:
             raise BadItem(f"{cut.id}: expected a {reading.text}, found none; give cuts that have one")
-        tokens = reading.encode_text(text)
+        try:
+            tokens = reading.encode_text(text)
+        except BadItem as error:
+            raise BadItem(f"{cut.id}: {error}") from None
     kept = {name: stream[:frames] for name, stream in streams.items()}
     return Item(cut.id, kept, None if own_units is None else own_units[:frames], tokens, text)
 

@@ -26,7 +26,7 @@ from mmspeech.data import cutfiles
 from mmspeech.data.reading import mark_given
 from mmspeech.data.units import made_from
 from mmspeech.errors import UserError
-from mmspeech.seeds import numpy_rng, stable_hash
+from mmspeech.seeds import numpy_rng
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,20 +88,19 @@ class Mixture:
 
         Raises UserError for a source that has none, or whose units were made from streams that it does not give.
         """
-        parts, expected = [], []
-        for source, size, rate in zip(self.sources, self.sizes, self.rates, strict=True):
+        parts: list[CutSet] = []
+        expected: list[Size] = []
+        for place, (source, size, rate) in enumerate(zip(self.sources, self.sizes, self.rates, strict=True)):
             whole, part = divmod(rate, 1.0)
             runs_per_pass = int(whole) + (part > 0)
             # Numbered over all passes: a cut that comes a second time gets other masks, crops and noise.
             first = number * runs_per_pass
             runs = [self.run(source, first + k) for k in range(runs_per_pass)]
             if part > 0:
-                runs[-1] = runs[-1].filter(_Drawn(part, (self.seed, "part", number)))
+                runs[-1] = CutSet(_Part(runs[-1], part, (self.seed, "part", number, place)))
             parts.append(functools.reduce(operator.add, runs))
-            expected.append(size.cuts * rate)
-        if len(parts) == 1:
-            return parts[0]
-        return CutSet.mux(*parts, weights=expected, seed=stable_hash(self.seed, "mix", number))
+            expected.append(Size(round(size.cuts * rate), size.seconds * rate))
+        return parts[0] if len(parts) == 1 else CutSet(_Even(parts, expected, self.span, (self.seed, "mix", number)))
 
     def run(self, source: Source, number: int = 0) -> CutSet:
         """All cuts of a source, given for the `number`-th time."""
@@ -155,14 +154,45 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """Picklable filter that keeps a share of the cuts; which ones follows from the key and their ids."""
+class _Even:
+    """Cuts of several sources, one after the other such that their seconds grow in proportion: the next one comes from
+    the source that is furthest behind. Drawn at random, the shares of a thousand batches would be off by percents."""
 
+    parts: Sequence[CutSet]
+    expected: Sequence[Size]  # of each in a pass
+    span: Span
+    key: tuple  # of the draw that decides where they begin
+
+    def __iter__(self) -> Iterator[Cut]:
+        waiting = {number: iter(part) for number, part in enumerate(self.parts)}
+        rng = numpy_rng(*self.key)
+        given = [rng.random() / max(size.cuts, 1) for size in self.expected]  # shares of what is expected
+        while waiting:
+            number = min(waiting, key=given.__getitem__)
+            cut = next(waiting[number], None)
+            if cut is None:
+                del waiting[number]
+                continue
+            given[number] += self.span.read_s(cut) / self.expected[number].seconds
+            yield cut
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A share of the cuts, evenly spaced from a drawn beginning: each is as likely as any other, and their number does
+    not vary as it would if each were drawn for itself."""
+
+    cuts: CutSet
     share: float
-    key: tuple
+    key: tuple  # of the draw
 
-    def __call__(self, cut: Cut) -> bool:
-        return numpy_rng(*self.key, cut.id).random() < self.share
+    def __iter__(self) -> Iterator[Cut]:
+        due = numpy_rng(*self.key).random()
+        for cut in self.cuts:
+            due += self.share
+            if due >= 1.0:
+                due -= 1.0
+                yield cut
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Text as token ids: SentencePiece unigrams, characters or words, with the public models' special ids.
+"""Text as token ids: SentencePiece unigrams, characters, words or phones, with the public models' special ids.
 
 A sequence of ids ends with </s>. Text is lower-cased, as for the published models. A space is part of the piece that
-follows it, written `▁`, so that joining pieces and replacing `▁` gives the text back.
+follows it, written `▁`, so that joining pieces and replacing `▁` gives the text back. Of phones, which a lexicon finds,
+the text does not come back: they are decoded to phones with spaces between.
 """
 
 import io
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING, Literal
 import sentencepiece
 
 from mmspeech.console import say
-from mmspeech.errors import UserError
+from mmspeech.errors import BadItem, UserError
 from mmspeech.files import replacing, write_json
 
 if TYPE_CHECKING:  # slow to import, and scoring, which normalises texts too, can do without
     from lhotse.cut import Cut
+
+    from mmspeech.data.phones import Lexicon
 
 START, PAD, END, UNKNOWN = range(4)
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
@@ -33,18 +36,22 @@ TRANSCRIPT = "transcript"  # which of a cut's texts is learnt; or translation.LA
 class TokenizerConfig:
     """What the text is cut into."""
 
-    kind: Literal["unigram", "characters", "words"] = "unigram"
+    kind: Literal["unigram", "characters", "words", "phones"] = "unigram"
     # Entries, the four special ones included. Unigrams: at most so many, a small corpus supports fewer; words and
-    # characters: all there are by default.
+    # characters: all there are by default. Phones: always those of their language.
     size: int | None = None
+    lexicon: Path | None = None  # of phones: a file with lines WORD PH PH ...; without, CMUdict
+    language: str | None = None  # of phones: a code that espeak-ng knows; without, English
 
 
 class Tokenizer:
     """Text -> ids and back; `symbols[i]` is what id i stands for."""
 
-    def __init__(self, kind: str, symbols: Sequence[str], model: bytes | None = None) -> None:
-        """`model`: the SentencePiece model of a unigram tokenizer."""
-        self.kind, self.symbols, self.model = kind, list(symbols), model
+    def __init__(
+        self, kind: str, symbols: Sequence[str], model: bytes | None = None, lexicon: "Lexicon | None" = None
+    ) -> None:
+        """`model`: the SentencePiece model of a unigram tokenizer; `lexicon`: the words of one of phones."""
+        self.kind, self.symbols, self.model, self.lexicon = kind, list(symbols), model, lexicon
         self._ids = {symbol: i for i, symbol in enumerate(self.symbols)}
         self._pieces = None if model is None else sentencepiece.SentencePieceProcessor(model_proto=model)
 
@@ -60,26 +67,36 @@ class Tokenizer:
         try:
             record = json.loads((folder / "tokenizer.json").read_text())
             model = (folder / "tokenizer.model").read_bytes() if record["kind"] == "unigram" else None
-            return cls(record["kind"], record["symbols"], model)
+            lexicon = _lexicon(folder / "lexicon.txt", record["language"]) if record["kind"] == "phones" else None
+            return cls(record["kind"], record["symbols"], model, lexicon)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"{folder}: expected tokenizer.json in it ({error}); give the folder of a recognizer"
             ) from None
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and, for unigrams, tokenizer.model."""
+        """Write tokenizer.json and, for unigrams, tokenizer.model; for phones, lexicon.txt."""
         folder.mkdir(parents=True, exist_ok=True)
+        record: dict[str, object] = {"kind": self.kind, "symbols": self.symbols}
+        if self.lexicon is not None:
+            self.lexicon.save(folder / "lexicon.txt")
+            record["language"] = self.lexicon.language
         if self.model is not None:
             with replacing(folder / "tokenizer.model") as temporary:
                 temporary.write_bytes(self.model)
-        write_json(folder / "tokenizer.json", {"kind": self.kind, "symbols": self.symbols})
+        write_json(folder / "tokenizer.json", record)
 
     @property
     def size(self) -> int:
         return len(self.symbols)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, lower-cased, with </s> behind them; what the vocabulary lacks becomes <unk>."""
+        """Ids of the text, lower-cased, with </s> behind them; what the vocabulary lacks becomes <unk>.
+
+        Raises BadItem for a word that has no phones, where they are asked for.
+        """
+        if self.lexicon is not None:
+            return [*(i for word in self.lexicon.ids(text) for i in word), END]
         text = normalise(text)
         if self._pieces is not None:  # by way of pieces: a dictionary may number them otherwise than their model
             return [*(self._ids.get(piece, UNKNOWN) for piece in self._pieces.encode(text, out_type=str)), END]
@@ -89,7 +106,16 @@ class Tokenizer:
         """The text of the ids; special ones but <unk> are left out."""
         unknown = SPACE + SPECIAL[UNKNOWN] if self.kind == "words" else SPECIAL[UNKNOWN]
         pieces = (unknown if i == UNKNOWN else self.symbols[i] for i in ids if i not in (START, PAD, END))
-        return "".join(pieces).replace(SPACE, " ").strip()
+        return (" " if self.kind == "phones" else "").join(pieces).replace(SPACE, " ").strip()
+
+    def reference(self, text: str) -> str:
+        """What `decode` gives where all is right: the text, normalised, or its phones, "" if nothing tells them."""
+        if self.lexicon is None:
+            return normalise(text)
+        try:
+            return self.decode(self.encode(text))
+        except BadItem:
+            return ""
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
@@ -98,9 +124,18 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     Unigram pieces are as many as the texts support where they do not support the size asked for, which is said in a
     line. Raises UserError if there is no text, or for another size that cannot be; it names one that can.
     """
+    if config.kind != "phones" and (config.lexicon or config.language):
+        raise UserError(
+            f"tokenizer: `lexicon` and `language` are for `kind: phones`, not {config.kind}; leave them out"
+        )
     texts = [text for text in map(normalise, texts) if text]
     if not texts:
         raise UserError("tokenizer: no text to learn from; give cuts that have texts")
+    if config.kind == "phones":
+        if config.size is not None:
+            raise UserError(f"tokenizer.size: {config.size}, but phones are those of their language; leave it out")
+        lexicon = _lexicon(config.lexicon, config.language or "en")
+        return Tokenizer("phones", lexicon.symbols, lexicon=lexicon)
     if config.kind == "unigram":
         if config.size is None:
             raise UserError("tokenizer.size: unigram pieces need a size; set one, e.g. 1000 for LRS3")
@@ -113,6 +148,12 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
             f"set at most {len(symbols)}, or leave it out"
         )
     return Tokenizer(config.kind, symbols[: config.size])
+
+
+def _lexicon(path: Path | None, language: str) -> "Lexicon":
+    from mmspeech.data.phones import Lexicon  # that file is built on this one
+
+    return Lexicon.load(path, language)
 
 
 def check_target(target: str) -> None:
@@ -142,6 +183,22 @@ def texts_of(cuts: Iterable["Cut"], target: str = TRANSCRIPT) -> Iterator[str]:
 def normalise(text: str) -> str:
     """Lower case, one space between words, one code for each character (NFKC)."""
     return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
+# Of a line of written English: tags such as <s>, and all that is neither a letter, a digit nor an apostrophe in a word.
+_TAG = re.compile(r"<[^<>\s]*>")
+_APOSTROPHE = re.compile("[\u2018\u2019\u02bc\u00b4`]")
+_NO_WORD = re.compile(r"[^\w']|_|(?<!\w)'|'(?!\w)")
+
+
+def words_of_english(line: str) -> str:
+    """A line of a text corpus as transcripts are written: lower case, words alone; "" if there are none.
+
+    `<s> "WELL," SAID MR. O\u2019NEIL - TWENTY-ONE </s>` -> `well said mr o'neil twenty one`. Digits stay: a corpus for
+    language models spells numbers, as Cantab-TEDLIUM does.
+    """
+    line = _APOSTROPHE.sub("'", normalise(_TAG.sub(" ", line)))
+    return " ".join(_NO_WORD.sub(" ", line).split())
 
 
 def _cut(text: str, kind: str) -> list[str]:

@@ -79,9 +79,14 @@ class CTC(nn.Module):
         return self.encoder.encode(batch.streams, batch.lengths, batch.present or None)
 
     @torch.inference_mode()
+    def log_probs(self, encoded: Encoded) -> Tensor:
+        """(N, T, V) of the tokens and blank, of each frame."""
+        return self.project(encoded.frames).float().log_softmax(-1)
+
+    @torch.inference_mode()
     def search(self, encoded: Encoded, search: CTCSearchConfig) -> list[list[Hypothesis]]:
         """The second half of `generate`."""
-        log_probs = self.project(encoded.frames).float().log_softmax(-1)
+        log_probs = self.log_probs(encoded)
         if search.beam == 1:
             return [[hypothesis] for hypothesis in greedy(log_probs, encoded.lengths, BLANK)]
         return prefix_beam_search(log_probs, encoded.lengths, BLANK, beam=search.beam, nbest=search.nbest)

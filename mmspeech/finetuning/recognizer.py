@@ -45,6 +45,11 @@ class Recognizer:
         """How each stream is read."""
         return self.objective.encoder.inputs
 
+    @property
+    def removed(self) -> list[str]:
+        """Streams whose front-ends were left out in fine-tuning."""
+        return self.objective.encoder.removed
+
 
 def save(
     objective: Seq2Seq | CTC,

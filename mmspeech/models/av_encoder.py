@@ -6,6 +6,7 @@ AV-HuBERT's encoder with the public model's semantics; u-HuBERT, VATLM and AV-da
 on the items that have its stream.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from mmspeech.blocks.transformer import TransformerEncoder
 from mmspeech.console import say
 from mmspeech.errors import UserError
 from mmspeech.files import replacing
-from mmspeech.models.frontends import build_frontend
+from mmspeech.models.frontends import NoFrontend, build_frontend
 from mmspeech.models.fusion import Fusion
 
 
@@ -110,6 +111,29 @@ class AVEncoder(nn.Module):
             position_groups=config.position_groups,
         )
 
+    @property
+    def removed(self) -> list[str]:
+        """Streams whose front-ends `without` has left out."""
+        return [name for name, frontend in self.frontends.items() if isinstance(frontend, NoFrontend)]
+
+    def without(self, names: Sequence[str]) -> "AVEncoder":
+        """The same encoder without the front-ends of these streams, which count as absent from then on.
+
+        Raises UserError for a stream that the encoder does not have.
+        """
+        for name in names:
+            if name not in self.modalities:
+                raise UserError(f"remove: no stream `{name}`; this encoder knows {', '.join(self.modalities)}")
+        if not names:
+            return self
+        streams = {name: {"frontend": "none"} if name in names else kept for name, kept in self.config.streams.items()}
+        rest = {name: reader for name, reader in self.inputs.items() if name not in names}
+        encoder = AVEncoder(dataclasses.replace(self.config, streams=streams), rest)
+        wanted = encoder.state_dict().keys()
+        encoder.load_state_dict({name: value for name, value in self.state_dict().items() if name in wanted})
+        encoder.trained_on = [name for name in self.trained_on if name not in names]
+        return encoder
+
     def forward(self, *args: Any, **kwargs: Any) -> Encoded:
         """The same as `encode`."""
         return self.encode(*args, **kwargs)
@@ -134,9 +158,9 @@ class AVEncoder(nn.Module):
             masked: (N, T) bool on the device: fused frames to replace by `mask_embedding` (D,) (feature masking).
             feed_forward: numbers of the blocks whose feed-forward outputs to return, in evaluation mode.
         """
-        unknown = [name for name in streams if name not in self.modalities]
-        if unknown:
-            raise UserError(f"stream `{unknown[0]}`: this encoder knows {', '.join(self.modalities)}; drop the stream")
+        known = [name for name in self.modalities if not isinstance(self.frontends[name], NoFrontend)]
+        if unknown := [name for name in streams if name not in known]:
+            raise UserError(f"stream `{unknown[0]}`: this encoder knows {', '.join(known)}; drop the stream")
         lengths = {name: lengths[name].cpu() for name in streams}
         own = {name: lengths[name] > 0 for name in streams}
         if present is not None:

@@ -6,7 +6,6 @@ Training calls `forward` with whole targets. A search calls `start` once and `st
 the keys and values of all that was seen, hypotheses lie side by side on one axis and share the encoder's.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from mmspeech.batch import valid_frames
 from mmspeech.blocks.decoder_layer import DecoderLayer, Past
+from mmspeech.blocks.position import sinusoids
 from mmspeech.errors import UserError
 
 PAD, END = 1, 2  # ids of <pad> and </s>; a target ends with </s>, and what is fed to the decoder starts with it
@@ -151,17 +151,6 @@ def shift_right(targets: Tensor) -> Tensor:
     """What the decoder is fed to predict `targets` (N, U): </s>, then the targets without their last token."""
     shifted = F.pad(targets, (1, -1), value=END)
     return shifted.masked_fill(targets == PAD, PAD)
-
-
-def sinusoids(first: int, size: int, dim: int, device: torch.device) -> Tensor:
-    """(size, dim) float32: [sin | cos] of positions first, first + 1, ... with the public model's frequencies.
-
-    Its first token has position 2, and the frequencies reach 1/10000 exactly: D/2 - 1 steps, not D/2.
-    """
-    half = dim // 2
-    frequencies = torch.exp(torch.arange(half, device=device) * (-math.log(10000) / max(half - 1, 1)))
-    angles = torch.arange(first, first + size, device=device)[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def _attendable(lengths: Tensor, size: int) -> Tensor:

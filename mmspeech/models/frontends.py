@@ -1,7 +1,8 @@
 """One front-end per kind of stream: (n, T, ...) as the reader gives it -> (n, T, D) features at 25 Hz.
 
 A new modality costs a class here (often none: `linear` takes any vectors), one line in FRONTENDS, a reader in
-`data/`, and lines of YAML. `item_shape` and `item_dtype` say what a frame is as the reader gives it.
+`data/`, and lines of YAML. `item_shape` and `item_dtype` say what a frame is as the reader gives it, `item_limit`
+how many whole numbers there are, from 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,7 @@ class LipFrontend(nn.Module):
         activation: Activation = "prelu",
     ) -> None:
         super().__init__()
-        self.item_shape, self.item_dtype = (crop, crop), torch.uint8
+        self.item_shape, self.item_dtype, self.item_limit = (crop, crop), torch.uint8, 256
         self.resnet = LipResNet(stem, widths, blocks, activation)
         self.project = nn.Linear(self.resnet.dim, dim)
 
@@ -77,7 +78,7 @@ class PhoneFrontend(nn.Module):
     def __init__(self, dim: int, size: int) -> None:
         """`size`: ids; also that of padding has a trained row."""
         super().__init__()
-        self.item_shape = (4,)
+        self.item_shape, self.item_dtype, self.item_limit = (4,), torch.uint8, size
         self.embedding = nn.Embedding(size, dim)
         self.conv1 = nn.Conv1d(dim, dim, 3, stride=2, padding=1)
         self.conv2 = nn.Conv1d(dim, dim, 3, stride=2, padding=1)
@@ -89,7 +90,21 @@ class PhoneFrontend(nn.Module):
         return y.masked_fill(~valid_frames(lengths.to(y.device), y.shape[1])[:, :, None], 0.0)
 
 
-FRONTENDS = {"linear": LinearFrontend, "lips": LipFrontend, "phones": PhoneFrontend}
+class NoFrontend(nn.Module):
+    """One that was removed: its stream counts as absent, zeros hold its place in the fusion (VATLM Sec. IV-C)."""
+
+    item_shape, item_dtype = (1,), torch.float32
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(n, T, 1) -> (n, T, D) zeros."""
+        return x.new_zeros(*x.shape[:2], self.dim)
+
+
+FRONTENDS = {"linear": LinearFrontend, "lips": LipFrontend, "phones": PhoneFrontend, "none": NoFrontend}
 
 
 def build_frontend(stream: str, dim: int, options: Mapping[str, object]) -> nn.Module:

@@ -91,8 +91,7 @@ def draw_presence(
     if not named:
         return {name: torch.from_numpy(own.copy()) for name, own in have.items()}
     if update is None:
-        items = zip(batch.passes, batch.ids, strict=True)
-        keys = [seeds.stable_hash(seed, purpose, number, item) for number, item in items]
+        keys = seeds.item_keys(seed, purpose, batch.passes, batch.ids)
     else:
         keys = [seeds.stable_hash(seed, purpose, update)] * len(batch)
     own = np.stack([have[name] for name in named], axis=1)  # (N, M)

@@ -147,10 +147,7 @@ class AVData2vec(nn.Module):
             np.max([(batch.lengths[name] * present[name]).numpy() for name in batch.streams], axis=0)
             for present in (batch.present, seen)
         )
-        keys = [
-            seeds.stable_hash(self.seed, "mask/fused", number, item)
-            for number, item in zip(batch.passes, batch.ids, strict=True)
-        ]
+        keys = seeds.item_keys(self.seed, "mask/fused", batch.passes, batch.ids)
         share = config.mask.probability * (config.mask.length if config.mask_reading == "starts" else 1)
         masked = draw_spans(keys, frames, size, probability=share, length=config.mask.length)
         valid = np.arange(size)[None, :] < np.minimum(frames, taught)[:, None]  # (N, T) with an input and a target

@@ -185,5 +185,4 @@ class UHubert(nn.Module):
         return stream
 
     def _keys(self, batch: Batch, purpose: str) -> list[int]:
-        items = zip(batch.passes, batch.ids, strict=True)
-        return [seeds.stable_hash(self.seed, purpose, number, item) for number, item in items]
+        return seeds.item_keys(self.seed, purpose, batch.passes, batch.ids)

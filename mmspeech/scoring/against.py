@@ -149,6 +149,8 @@ def material(cuts: tuple[Path, ...], max_items: int | None = None) -> Material |
                 for line in file:
                     if max_items is not None and items == max_items:
                         break
+                    if '"recording"' not in line:  # text alone has no hours of speech
+                        continue
                     cut = json.loads(line)
                     corpora[str((cut.get("custom") or {}).get("corpus") or UNKNOWN)] = None
                     seconds += float(cut["duration"])

@@ -235,7 +235,8 @@ def heat_map(several: Sequence[Codebooks]) -> plots.Figure:
 
 
 def save_points(points: Points, label: str, folder: Path) -> None:
-    """Write tsne.json and tsne.png."""
+    """Write tsne.json and tsne.png, coloured by input and, where frames have different ones, by phone."""
     files.write_json(folder / "tsne.json", asdict(points))
+    colours = {"input": points.features} | ({"phone": points.phones} if len(set(points.phones)) > 1 else {})
     with files.replacing(folder / "tsne.png") as path:
-        plots.to_png(plots.scatter(points.x, points.y, {"input": points.features, "phone": points.phones}, label), path)
+        plots.to_png(plots.scatter(points.x, points.y, colours, label), path)

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from mmspeech import __version__, files
-from mmspeech.scoring import against, codebooks, page, plots, table, wer
+from mmspeech.scoring import against, codebooks, modalities, noise_table, page, plots, table, wer
 from mmspeech.seeds import numpy_rng
 
 FRAMES = 7  # of each clip's picture strip
@@ -48,13 +48,18 @@ def write(
     scores = table.in_every_noise(table.with_distinct_labels(scores))
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
     curves = training_curves(folders)
+    grids = [one for one in noise_table.grids(scores) if any(len(snrs) > 1 for snrs in one.snrs.values())]
     made = table.shown(table.tables(scores))
     sections = [
         ("Scores", "".join(map(table_html, made)) + page.READING + "".join(map(note_html, table.notes(made)))),
         ("Beside the paper", "".join(map(against_html, compared))),
-        ("Word error rate over noise", figure_html(plots.rate_over_snr(scores))),
+        (
+            "Word error rate over noise",
+            figure_html(plots.rate_over_snr(scores)) + "".join(map(grid_html, grids)),
+        ),
         ("Clips of the test set", "".join(clip_html(clip) for clip in clips)),
         ("Codebooks and features", codebooks_html(folders)),
+        ("Modalities in one space", modalities_html(folders)),
         ("Training", "".join(f"<h3>{html.escape(name)}</h3>{figure_html(svg)}" for name, svg in curves.items())),
     ]
     body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
@@ -131,6 +136,23 @@ def table_html(one: table.Table) -> str:
     )
 
 
+def grid_html(one: noise_table.Grid) -> str:
+    """A table of rates in all noises."""
+    heads = "".join(
+        f'<th scope="col">{html.escape(kind)}<small>{html.escape(name)}</small></th>' for kind, name in one.columns
+    )
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(label)}</th><td>{html.escape(modality)}</td>'
+        f"{''.join(f'<td>{cell}</td>' for cell in one.cells((label, modality)))}</tr>"
+        for label, modality in one.rows
+    )
+    return (
+        f'<div class="wide"><table><caption>{html.escape(one.title)}</caption>'
+        f'<thead><tr><th scope="col">system</th><th scope="col">input</th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
 def against_html(one: against.Beside) -> str:
     """A row of a paper's table, and ours."""
     heads = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in against.headings(one))
@@ -160,6 +182,18 @@ def codebooks_html(folders: Sequence[Path]) -> str:
             pictures += f'<figure><img class="plot" src="{data_url(picture)}" alt="{html.escape(what)}"></figure>'
     heat = figure_html(plots.to_svg(codebooks.heat_map(found), "PNMI of features under codebooks"))
     return heat + "".join(map(note_html, codebooks.notes(found))) + pictures
+
+
+def modalities_html(folders: Sequence[Path]) -> str:
+    """How far the features of the inputs overlap, for all models that were measured: a line and the t-SNE of each."""
+    shown = ""
+    for path in dict.fromkeys(path for folder in folders for path in table.visible(folder, "modalities.json")):
+        one = modalities.load(path)
+        shown += f"<p>{html.escape(f'{one.label}: {modalities.described(one)}')}</p>{note_html(modalities.basis(one))}"
+        if (picture := path.with_name("tsne.png")).is_file():
+            what = html.escape(f"t-SNE of the features of {one.label}, by input")
+            shown += f'<figure><img class="plot" src="{data_url(picture)}" alt="{what}"></figure>'
+    return shown
 
 
 def note_html(line: str) -> str:

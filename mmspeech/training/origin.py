@@ -19,8 +19,8 @@ MAY_CHANGE = {
     "training.max_nonfinite", "training.parallel", "training.unused_parameters",
 }  # fmt: skip
 
-# Where files lie is no setting: folders may move. Cuts, encoders and lists of noise are compared as inputs.
-PLACES = ("encoder", "init", "data.cuts", "data.valid_cuts", "data.noise.cuts")
+# Where files lie is no setting: folders may move. Cuts, encoders, lists of noise and lexicons are compared as inputs.
+PLACES = ("encoder", "init", "data.cuts", "data.valid_cuts", "data.noise.cuts", "tokenizer.lexicon")
 
 
 def settings(config: object) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# u-HuBERT (with AV-HuBERT in it) and AV-data2vec, from clips on disk to a table of word error rates.
+# u-HuBERT (with AV-HuBERT in it), VATLM and AV-data2vec, from clips on disk to a table of word error rates.
 #   recipes/lrs3/run.sh                                             everything, on a small corpus that we make
 #   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --nproc 8 --conf recipes/lrs3/conf/uhubert/large-lrs3.yaml
 #   recipes/lrs3/run.sh --system av-data2vec                        the same without units: a teacher gives the targets
+#   recipes/lrs3/run.sh --system vatlm                              lips, sound, sound with text and text in one model
 #   recipes/lrs3/run.sh --corpus grid --data /data/grid --stage 3 --stop-stage 4
 #   recipes/lrs3/run.sh --corpus clips --data my_videos --init base_vox_iter5.pt     own clips on a published model
+#   recipes/lrs3/run.sh --corpus lrs2 --data /data/lrs2 --init exp/iter5/encoder     LRS2 on an encoder of our own
 #   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --musan /data/musan --row recipes/lrs3/conf/uhubert/rows/FILE
 #   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --vox /data/voxceleb2 --vox-ids vox-en.id --tedlium /data/TEDLIUM_release-3 \
 #     --musan /data/musan --nproc 8 --conf recipes/lrs3/conf/uhubert/uhubert-large-td.yaml
@@ -12,13 +14,17 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
-system=uhubert   # or av-data2vec: whose plans are meant, conf/SYSTEM
-corpus=synth     # synth (made by stage 0), lrs3, grid, or clips: any folder of own videos or sound
+system=uhubert   # or av-data2vec, vatlm: whose plans are meant, conf/SYSTEM
+corpus=synth     # synth (made by stage 0), lrs3, lrs2, grid, or clips: any folder of own videos or sound
 data=            # folder of the corpus, as it was published
 musan=           # folder of MUSAN for noisy training and tests; synth brings its own noise
 vox=             # folder of VoxCeleb2, for plans that pre-train on it
 vox_ids=         # file with its English clips, one SPEAKER/VIDEO/CLIP per line; else all languages are taken
 tedlium=         # folder TEDLIUM_release-3, for plans that pre-train on it
+gigaspeech=      # folder of GigaSpeech, for plans that pre-train on it
+text=            # files of sentences, one per line, .txt or .txt.gz, with commas between, for plans that pre-train on text
+talk_alignments= # folder of TextGrid or CTM files with the phones of TED-LIUM; without, phones are cut or padded to the sound
+lexicon=         # file of lines WORD PHONE PHONE ..., instead of CMUdict
 landmarks=       # folder of face landmarks; without it they are detected (bin/setup synth video)
 exp=exp          # folder for everything that is made
 conf=            # plan: iterations, fine-tunings, tests; by default conf/SYSTEM/CORPUS.yaml
@@ -28,17 +34,18 @@ dry_run=no       # only build the models, take one update on an invented clip, s
 nproc=1          # training processes on this machine, one per GPU
 jobs=            # processes that prepare and extract; by default one per core
 babbles=         # mixtures of 30 voices; by default 10000, for synth 150
-max_clip=15      # seconds; longer utterances of LRS3 are split at pauses
+max_clip=15      # seconds; longer utterances of LRS3 and LRS2 are split at pauses
 valid_ids=       # only lrs3: file with the validation clips, one SPEAKER/CLIP of trainval per line; else by speaker
-alignments=      # only lrs3: folder of TextGrid or CTM files with phones, to measure units against
+alignments=      # only lrs3, lrs2: folder of TextGrid or CTM files with phones, to measure units against
 translations=    # only lrs3: file of lines SPLIT/SPEAKER/CLIP, a tab and the translation, for plans that translate
 source "$here/../../bin/stages.sh" "$@"   # reads the options above, --stage, --stop-stage, --help; defines begin_stage
-case $corpus in synth | lrs3 | grid | clips) ;; *) stop "--corpus $corpus: expected synth, lrs3, grid or clips" ;; esac
-case $system in uhubert | av-data2vec) ;; *) stop "--system $system: expected uhubert or av-data2vec" ;; esac
+case $corpus in synth | lrs3 | lrs2 | grid | clips) ;; *) stop "--corpus $corpus: expected synth, lrs3, lrs2, grid or clips" ;; esac
+case $system in uhubert | av-data2vec | vatlm) ;; *) stop "--system $system: expected uhubert, av-data2vec or vatlm" ;; esac
 jobs=${jobs:-$(getconf _NPROCESSORS_ONLN)}
-[ -z "$row" ] || [ -z "$conf$init" ] || stop "--row $row: a row is a plan of its own; leave --conf and --init out"
+# A row of LRS2 is tuned there on what was pre-trained elsewhere.
+[ -z "$row" ] || [ -z "$conf$init" ] || { [ -z "$conf" ] && [ "$corpus" = lrs2 ]; } || stop "--row $row: a row is a plan of its own; leave --conf and --init out"
 plan=$corpus
-[ -z "$init" ] || [[ $corpus != clips && $corpus != grid ]] || plan=init
+[ -z "$init" ] || [[ $corpus != clips && $corpus != grid && $corpus != lrs2 ]] || plan=init
 conf=${row:-${conf:-$here/conf/$system/$plan.yaml}}
 if [ -n "$row" ] && [ ! -e "$row" ]; then
   name=$(basename "$row")
@@ -47,7 +54,11 @@ if [ -n "$row" ] && [ ! -e "$row" ]; then
 fi
 [ -e "$conf" ] || stop "--conf $conf: not there; $system has $(ls "$here/conf/$system" | grep yaml | paste -sd ' ')"
 domain=$([ -z "$row" ] || plan labelled_corpus)
-[ "${domain:-LRS3}" = LRS3 ] || stop "--row $row: is tuned on $domain; that is what recipes/librispeech/run.sh does"
+case $(cut -d+ -f1 <<< "${domain:-LRS3}") in
+  LRS3) [ -z "$row" ] || [ "$corpus" != lrs2 ] || stop "--row $row: is tuned on LRS3; give --corpus lrs3" ;;
+  LRS2) [ "$corpus" = lrs2 ] || stop "--row $row: is tuned on LRS2; give --corpus lrs2 --data, and --init with the encoder that was pre-trained" ;;
+  *) stop "--row $row: is tuned on $domain; that is what recipes/librispeech/run.sh does" ;;
+esac
 pretrained=$(plan pretrain)
 finetuned=$(plan finetune)
 last=$(printf '%s' "$pretrained" | grep -c . || true)   # number of iterations; 0: a row without pre-training
@@ -59,7 +70,8 @@ loud=$(plan "noisy${init:+-finetune}")   # files that train with noise: the othe
 noisy=$(sed -n 1p <<< "$loud")
 sweeps=$(plan sweeps)   # fine-tunings that are sweeps, and the noises they are selected under
 language=$(plan texts | sed -n 's/^translation\.//p' | sed -n 1p)
-[ "$corpus" = lrs3 ] || [ -z "$valid_ids$alignments$translations" ] || stop "--valid-ids, --alignments and --translations are for --corpus lrs3; leave them out"
+[ "$corpus" = lrs3 ] || [ -z "$valid_ids$translations" ] || stop "--valid-ids and --translations are for --corpus lrs3; leave them out"
+[[ $corpus == lrs[23] ]] || [ -z "$alignments" ] || stop "--alignments is for --corpus lrs3 or lrs2; leave it out"
 if [ "$corpus" = synth ]; then
   [ -z "$data$musan$landmarks" ] || stop "--data, --musan, --landmarks: the embedded corpus brings its own; add --corpus lrs3, grid or clips"
   data=$exp/corpus/lrs3 musan=$exp/corpus/musan landmarks=$exp/corpus/landmarks alignments=$exp/corpus/alignments
@@ -73,12 +85,24 @@ fi
 if [ "$corpus" != synth ] && [ -z "$landmarks" ] && [ "$dry_run" = no ] && [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ] && ! python -c "import mediapipe" 2> /dev/null; then
   echo "no MediaPipe: pictures cannot be cropped, videos will stop at stage 2; run bin/setup synth video, or give --landmarks" >&2
 fi
-extra=$([ -n "$init" ] || plan extra | grep . || true)   # corpora beside --corpus that the plan pre-trains on: name, corpus, options
+# Corpora beside --corpus that the plan pre-trains on: name, corpus (- for text, which needs no preparing), options.
+extra=$([ -n "$init" ] || plan extra | grep . || true)
+for name in vox tedlium; do   # what is only tuned on
+  ! plan labelled | tr '+' '\n' | grep -qx "$name" || grep -q "^$name " <<< "$extra" || extra+=$'\n'$name$([ $name = vox ] && echo " voxceleb2" || echo " tedlium3")
+done
+extra=$(grep . <<< "$extra" || true)
+if [ "$corpus" = synth ]; then
+  [ -z "$tedlium$gigaspeech$text$talk_alignments" ] || stop "--tedlium, --gigaspeech, --text, --talk-alignments: the embedded corpus brings its own; add --corpus lrs3"
+  tedlium=$exp/corpus/tedlium gigaspeech=$exp/corpus/gigaspeech text=$exp/corpus/text/sentences.txt
+  talk_alignments=$exp/corpus/talk-alignments
+fi
 while IFS=' ' read -r name kind options; do
   [ -z "$name" ] || [ -n "${!name}" ] || [ "$stage" -gt 5 ] || [ "$dry_run" = yes ] || stop "--$name: missing, but $conf pre-trains on it; give the folder of $kind, or another --conf"
 done <<< "$extra"
 [[ $extra == *vox* ]] || [ -z "$vox$vox_ids" ] || stop "--vox: $conf does not pre-train on it; leave it out, or give another --conf"
-[[ $extra == *tedlium* ]] || [ -z "$tedlium" ] || stop "--tedlium: $conf does not pre-train on it; leave it out, or give another --conf"
+for name in tedlium gigaspeech text; do
+  [ "$corpus" = synth ] || grep -q "^$name " <<< "$extra" || [ -z "${!name}" ] || stop "--$name: $conf does not pre-train on it; leave it out, or give another --conf"
+done
 if [ -z "$musan" ] && [ "$noise" != clean ]; then
   echo "no --musan: tests are clean only, the plan's are $noise" >&2
   noise=clean
@@ -110,9 +134,16 @@ trains() {   # whether there is pre-training to do
   [ "$last" -gt 0 ]
 }
 speech="pretrain trainval valid"   # what is pre-trained on, and validated on
-# Where a source of the plan lies, and which files of cuts it is.
-home() { case $1 in vox | tedlium) echo "$exp/$1" ;; *) echo "$exp" ;; esac; }
-parts() { case $1 in vox) echo pretrain ;; tedlium) echo trainval ;; *) echo "${1//+/ }" ;; esac; }
+# Sources of sound whose transcripts are read along, as phones; `NAME-valid` are the clips of such a source to validate on.
+paired=$([ -n "$init" ] || plan sources "$last" | awk -F '\t' '$2 != "phone2unit" && $4 ~ /text/ { print $1 }')
+# Where the cuts of a source of the plan lie, and which files of cuts it is.
+place() {
+  if grep -qxF "${1%-valid}" <<< "$paired"; then echo "$exp/${1%-valid}/phones"; return; fi
+  case $1 in vox | tedlium | gigaspeech) echo "$exp/$1/mouth" ;; *) echo "$exp/mouth" ;; esac
+}
+parts() {
+  case $1 in vox) echo pretrain ;; tedlium | gigaspeech) echo trainval ;; *-valid) echo valid ;; *) echo "${1//+/ }" ;; esac
+}
 files() { for name in $(words <<< "$2"); do echo "$1/cuts_$name.jsonl.gz"; done; }
 quoted() { sed "s/'/''/g; s/.*/'&'/"; }                       # lines as YAML text
 listed() { quoted | paste -sd, - | sed 's/.*/[&]/'; }         # lines as a YAML list
@@ -137,7 +168,7 @@ fi
 
 if begin_stage 1 "cuts: audio as FLAC, transcripts, splits; noise if there is any"; then
   own=()   # options of this corpus
-  case $corpus in synth | lrs3)
+  case $corpus in synth | lrs3 | lrs2)
     own=(--max-s "$max_clip")
     [ -z "$valid_ids" ] || own+=(--valid-ids "$valid_ids")
     [ -z "$alignments" ] || own+=(--alignments "$alignments")
@@ -145,9 +176,10 @@ if begin_stage 1 "cuts: audio as FLAC, transcripts, splits; noise if there is an
   esac
   mmspeech prepare "${corpus/synth/lrs3}" "$data" "$exp/data" --jobs "$jobs" ${own[@]+"${own[@]}"}
   while IFS=' ' read -r name kind options; do
-    [ -n "$name" ] || continue
-    own=(${options:+"$options"})
+    [ -n "$name" ] && [ "$kind" != - ] || continue
+    own=($(words <<< "$options"))
     [ "$name" != vox ] || [ -z "$vox_ids" ] || own+=(--ids "$vox_ids")
+    [ "$name" != tedlium ] || [ -z "$talk_alignments" ] || own+=(--alignments "$talk_alignments")
     mmspeech prepare "$kind" "${!name}" "$exp/$name/data" --jobs "$jobs" ${own[@]+"${own[@]}"}
   done <<< "$extra"
   if [ -n "$musan" ]; then
@@ -155,12 +187,18 @@ if begin_stage 1 "cuts: audio as FLAC, transcripts, splits; noise if there is an
   fi
 fi
 
-if begin_stage 2 "mouth tracks"; then
+if begin_stage 2 "mouth tracks; phones of what is read along"; then
   found=()
   [ -z "$landmarks" ] || found=(--landmarks "$landmarks")
   mmspeech extract mouth $(files "$exp/data" "$speech test") "$exp/mouth" --jobs "$jobs" ${found[@]+"${found[@]}"}
-  for name in $(cut -d' ' -f1 <<< "$extra"); do
-    mmspeech extract mouth $(files "$exp/$name/data" "$(parts "$name")") "$exp/$name/mouth" --jobs "$jobs"
+  for name in $(awk '$2 != "-" { print $1 }' <<< "$extra"); do
+    also=$(! grep -qxF "$name" <<< "$paired" || echo " valid")
+    mmspeech extract mouth $(files "$exp/$name/data" "$(parts "$name")$also") "$exp/$name/mouth" --jobs "$jobs"
+  done
+  given=(${lexicon:+--lexicon "$lexicon"})
+  [ -n "$talk_alignments" ] || given+=(--durations cut-or-pad)   # the public VATLM's way
+  for name in $paired; do
+    mmspeech extract phones $(files "$exp/$name/mouth" "$(parts "$name") valid") "$exp/$name/phones" ${given[@]+"${given[@]}"}
   done
 fi
 
@@ -168,13 +206,18 @@ fi
 frames() { echo "$(iter "$1")/features/$2$([ "$3" = - ] || echo "/$3")"; }
 
 units() {   # iteration, then how frames are made: frames and units of every source, and of the validation cuts
-  local i=$1 sources name subset learnt settings inputs given book=() at
+  local i=$1 sources written name file subset learnt settings inputs given book=() at
   at=$(iter "$i")
   shift
   sources=$(plan sources "$i")
   ! has "$exp/mouth/cuts_valid.jsonl.gz" . || sources+=$'\nvalid\t-\tnone'
+  written=$(grep $'\tphone2unit\t' <<< "$sources" || true)   # text alone: its units come last
+  sources=$(grep -v $'\tphone2unit\t' <<< "$sources")
+  for name in ${written:+$paired}; do
+    ! has "$(place "$name")/cuts_valid.jsonl.gz" . || sources+=$'\n'"$name-valid"$'\taudio\tnone'
+  done
   while IFS=$'\t' read -r name subset learnt settings; do
-    inputs=$(files "$(home "$name")/mouth" "$(parts "$name")")
+    inputs=$(files "$(place "$name")" "$(parts "$name")")
     given=()
     [ "$subset" = - ] || given=(--modalities "$subset")
     mmspeech extract features $inputs "$at/features/$name" "$@" ${given[@]+"${given[@]}"}
@@ -191,8 +234,15 @@ units() {   # iteration, then how frames are made: frames and units of every sou
   while IFS=$'\t' read -r name subset learnt settings; do
     mmspeech cluster label $(files "$(frames "$i" "$name" "$subset")" "$(parts "$name")") "$at/codebook" "$at/units/$name" --name km
   done <<< "$sources"
+  [ -n "$written" ] || return 0
+  # Phones and units of speech teach a model that gives text alone its units (VATLM Sec. III-C).
+  learnt=$(for name in $paired; do files "$at/units/$name" "$(parts "$name")"; done)
+  given=$(for name in $paired; do files "$at/units/$name-valid" valid; done)
+  train pretrain "$(plan phone2unit)" "$at/phone2unit" --set data.units=km --set "model.num_units=$(plan clusters | sed -n "${i}p")" \
+    --set "data.cuts=$(listed <<< "$learnt")" --set "data.valid_cuts=$(for file in $given; do [ ! -e "$file" ] || echo "$file"; done | listed)"
+  mmspeech extract units --from text $(tr ',' '\n' <<< "$text") "$at/units/text" --name km --phone2unit "$at/phone2unit/model" \
+    ${lexicon:+--lexicon} ${lexicon:+"$lexicon"}
 }
-
 
 clustered=$(plan units)   # nothing: the system predicts no units
 clusters() { [ -n "$clustered" ] || { echo "$1: skipped, $(basename "$conf") has no units" >&2; return 1; }; }
@@ -208,8 +258,12 @@ pretrain() {   # iteration, its configuration
     targets=(--set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")")
   fi
   while IFS=$'\t' read -r name subset learnt rest; do
-    place=$([ -n "$clustered" ] && echo "$at/units/$name" || echo "$(home "$name")/mouth")
-    sources+="{cuts: $(files "$place" "$(parts "$name")" | listed)$rest}, "
+    place=$([ -n "$clustered" ] && echo "$at/units/$name" || place "$name")
+    if [ "$subset" = phone2unit ]; then
+      sources+="{cuts: $(find "$place" -maxdepth 1 -name 'cuts_*.jsonl.gz' | sort | listed)$rest}, "
+    else
+      sources+="{cuts: $(files "$place" "$(parts "$name")" | listed)$rest}, "
+    fi
   done < <(plan sources "$1")
   settings "$validated/cuts_valid.jsonl.gz"
   hears "$2"
@@ -227,18 +281,41 @@ if begin_stage 5 "pre-training, further iterations: features of the last one, un
   done
 fi
 
-frozen() {   # noises, split, ending of the folder: freezes the noise for the split's cuts
+frozen() {   # noises, split, ending of the folder: freezes noise for the split's cuts, pieces that no other split hears
   local kinds
   kinds=$(words <<< "$1" | grep -vx clean | awk '{ print "--noise"; print }' || true)
-  [ -z "$kinds" ] || mmspeech prepare noisy "$exp/data/cuts_$2.jsonl.gz" "$exp/noise" "$exp/noisy${3:-}" $kinds
+  [ -z "$kinds" ] || mmspeech prepare noisy "$exp/data/cuts_$2.jsonl.gz" "$exp/noise" "$exp/noisy${3:-}" --split "$2" $kinds
+}
+
+labels() {   # trainval+tedlium: cuts with transcripts, of VoxCeleb2 with those that a recognizer made
+  local part
+  for part in $(tr '+' '\n' <<< "$1"); do
+    case $part in
+      vox) echo "$exp/vox/labels/cuts_pretrain.jsonl.gz" ;;
+      tedlium) echo "$exp/tedlium/mouth/cuts_trainval.jsonl.gz" ;;
+      *) echo "$exp/mouth/cuts_$part.jsonl.gz" ;;
+    esac
+  done
 }
 
 if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; then
   settings "$exp/mouth/cuts_valid.jsonl.gz"
+  teacher=$(plan teacher)
+  if [ -n "$teacher" ]; then   # self-training (VATLM Sec. V-B)
+    labelled=$(plan labelled | grep vox | sed -n '1s/+vox//p')
+    streams=$(plan teacher-streams)
+    hears "$teacher"
+    train finetune "$teacher" "$exp/teacher" --encoder "$encoder" --set "data.cuts=$(labels "$labelled" | listed)" \
+      "${common[@]}" ${heard[@]+"${heard[@]}"}
+    unheard=$(files "$exp/vox/mouth" "$(parts vox)")
+    mmspeech decode "$exp/teacher/model" "$unheard" "$exp/vox/heard" --modality "$streams" --label teacher \
+      $(plan search | awk 'NF { print "--set"; print }')
+    mmspeech extract pseudo-labels "$unheard" "$exp/vox/heard/pretrain-$streams-clean" "$exp/vox/labels"
+  fi
   number=0
   for file in $finetuned; do
     number=$((number + 1))
-    labelled=$(plan labelled | sed -n "${number}p")   # trainval or pretrain+trainval
+    labelled=$(plan labelled | sed -n "${number}p")
     kinds=$(grep -F "$file"$'\t' <<< "$sweeps" | cut -f 2 || true) sets=()
     if [[ $kinds == *:* ]]; then
       frozen "$kinds" valid -valid
@@ -246,7 +323,7 @@ if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; t
     fi
     hears "$file"
     train finetune "$file" "$exp/$(recognizer "$file")" --encoder "$encoder" ${sets[@]+"${sets[@]}"} \
-      --set "data.cuts=$(files "$exp/mouth" "${labelled//+/ }" | listed)" "${common[@]}" ${heard[@]+"${heard[@]}"}
+      --set "data.cuts=$(labels "$labelled" | listed)" "${common[@]}" ${heard[@]+"${heard[@]}"}
   done
 fi
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from mmspeech import seeds
-from mmspeech.batch import Batch, Loss, valid_frames
+from mmspeech.batch import Batch, Loss
 from mmspeech.blocks.masking import SpanMask, draw_spans, replacement_frames
 from mmspeech.errors import UserError
 from mmspeech.models.av_encoder import AVEncoder
 from mmspeech.models.presence import check_named, check_shares, draw_presence
-from mmspeech.pretraining.losses import masked_unit_loss
+from mmspeech.pretraining.losses import check_units, feature_power, losses_at
 
 
 def public_input_masks() -> dict[str, SpanMask]:
@@ -103,12 +103,7 @@ class UHubert(nn.Module):
                 # A dropped stream's mask still counts, as in the public code: lips alone are asked for the units of
                 # frames that they show, where the sound would have been masked.
                 masked |= self._mask_input(batch, name, size)
-        highest = int(batch.targets["units"].max())
-        if highest >= config.num_units:
-            raise UserError(
-                f"objective.num_units: {config.num_units}, but the cuts have a unit {highest}; set it to the size of "
-                "the codebook that they were labelled with"
-            )
+        check_units(batch.targets["units"], config.num_units)
         units = batch.target_lengths["units"].numpy()
         valid = np.arange(size)[None, :] < np.minimum(frames, units)[:, None]  # (N, T)
         predicted = {"masked": np.flatnonzero(masked & valid)}
@@ -134,22 +129,18 @@ class UHubert(nn.Module):
         parts: dict[str, tuple[Tensor, float]] = {}
         logs: dict[str, tuple[Tensor, Tensor | float]] = {}
         weights = {"masked": config.masked_weight, "unmasked": config.unmasked_weight}
-        names = [name for name in weights if f"predicted/{name}" in batch.drawn]
-        places = [batch.drawn[f"predicted/{name}"] for name in names]
-        together = torch.cat(places)  # one product for all frames that are predicted, none for the others
-        hidden = self.project(encoded.frames.flatten(0, 1).index_select(0, together))  # (P, unit_dim)
-        units = batch.targets["units"].flatten().index_select(0, together)
-        losses, right = masked_unit_loss(hidden, self.codebook, units, temperature=config.temperature)
-        counts = [len(one) for one in places]
-        for name, loss, hits in zip(names, losses.split(counts), right.split(counts), strict=True):
+        places = {name: batch.drawn[f"predicted/{name}"] for name in weights if f"predicted/{name}" in batch.drawn}
+        found = losses_at(
+            places, encoded.frames, batch.targets["units"], self.project, self.codebook, config.temperature
+        )
+        for name, (loss, hits) in found.items():
             parts[name] = (loss.sum(), weights[name])
             logs[f"accuracy/{name}"] = (hits.sum(), float(len(hits)))
         # A mask embedding that no item of this rank needs still takes part: data parallelism waits for its gradient.
         idle = sum(embedding.sum() for embedding in self.mask_embeddings.values()) * 0.0
         parts["masked"] = (parts["masked"][0] + idle, weights["masked"])
-        power = encoded.before_fusion_norm.float().square().mean(-1)  # (N, T)
-        real = valid_frames(encoded.lengths, power.shape[1])
-        parts["feature_penalty"] = (power.masked_fill(~real, 0.0).sum(), config.feature_penalty)
+        penalty = feature_power(encoded.before_fusion_norm, encoded.lengths)
+        parts["feature_penalty"] = (penalty, config.feature_penalty)
         return Loss(parts=parts, logs=logs)
 
     def _draw_spans(self, batch: Batch, name: str, mask: SpanMask, frames: np.ndarray, size: int) -> np.ndarray:

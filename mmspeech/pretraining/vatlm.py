@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from mmspeech import seeds
-from mmspeech.batch import Batch, Loss, valid_frames
+from mmspeech.batch import Batch, Loss
 from mmspeech.blocks.masking import SpanMask, draw_spans
 from mmspeech.errors import UserError
 from mmspeech.models.av_encoder import AVEncoder
 from mmspeech.models.presence import check_named, check_shares, draw_presence
-from mmspeech.pretraining.losses import masked_unit_loss
+from mmspeech.pretraining.losses import check_units, feature_power, losses_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +80,7 @@ class Vatlm(nn.Module):
         keys = seeds.item_keys(self.seed, "mask/fused", batch.passes, batch.ids)
         mask = config.mask
         masked = draw_spans(keys, frames, size, probability=mask.probability, length=mask.length)
-        highest = int(batch.targets["units"].max())
-        if highest >= config.num_units:
-            raise UserError(
-                f"objective.num_units: {config.num_units}, but the cuts have a unit {highest}; set it to the size of "
-                "the codebook that they were labelled with"
-            )
+        check_units(batch.targets["units"], config.num_units)
         units = batch.target_lengths["units"].numpy()
         predicted = masked & (np.arange(size)[None, :] < np.minimum(frames, units)[:, None])  # (N, T)
         batch.drawn["mask/fused"] = torch.from_numpy(masked)
@@ -123,19 +118,16 @@ class Vatlm(nn.Module):
         )  # fmt: skip
         parts: dict[str, tuple[Tensor, float]] = {}
         logs: dict[str, tuple[Tensor, Tensor | float]] = {}
-        places = [batch.drawn[f"predicted/{name}"] for name in config.weights]
-        together = torch.cat(places)  # one product for all frames that are predicted, none for the others
-        hidden = self.project(encoded.frames.flatten(0, 1).index_select(0, together))  # (P, unit_dim)
-        units = batch.targets["units"].flatten().index_select(0, together)
-        losses, right = masked_unit_loss(hidden, self.codebook, units, temperature=config.temperature)
-        counts = [len(one) for one in places]
+        places = {name: batch.drawn[f"predicted/{name}"] for name in config.weights}
+        found = losses_at(
+            places, encoded.frames, batch.targets["units"], self.project, self.codebook, config.temperature
+        )
         # A mask embedding that no item of this rank needs still takes part: data parallelism waits for its gradient.
         idle = self.mask_embedding.sum() * 0.0
-        for name, loss, hits in zip(config.weights, losses.split(counts), right.split(counts), strict=True):
+        for name, (loss, hits) in found.items():
             parts[name] = (loss.sum() + idle, config.weights[name])
             logs[f"per_frame/{name}"] = (loss.detach().sum(), float(len(loss)))
             logs[f"accuracy/{name}"] = (hits.sum(), float(len(hits)))
-        power = encoded.before_fusion_norm.float().square().mean(-1)  # (N, T)
-        real = valid_frames(encoded.lengths, power.shape[1])
-        parts["feature_penalty"] = (power.masked_fill(~real, 0.0).sum(), config.feature_penalty)
+        penalty = feature_power(encoded.before_fusion_norm, encoded.lengths)
+        parts["feature_penalty"] = (penalty, config.feature_penalty)
         return Loss(parts=parts, logs=logs)

@@ -97,7 +97,7 @@ def run(
             raise UserError("--all: stands for all streams and noises; leave out --modality and --noise, or --all")
         modality, noise = all_conditions(loaded, noise_sets)
     if noise_grid:
-        if everything or noise:
+        if noise:
             raise UserError("--noise-grid: names the noises; leave out --noise and --all, or --noise-grid")
         modality, noise = modality or "av,a", "clean,grid"
     wanted = list(conditions(loaded, modality or "av", noise or "clean", cuts, noise_sets))
@@ -110,17 +110,9 @@ def run(
             continue
         frozen = FrozenNoise(condition.noise_file) if condition.noise_file else None
         outputs = decode(
-            loaded,
-            tokenizer,
-            cuts,
-            condition,
-            frozen,
-            [one.config for one, _ in stages],
-            batch_seconds,
-            workers,
-            where,
-            strict,
-        )
+            loaded, tokenizer, cuts, condition, frozen, [one.config for one, _ in stages],
+            batch_seconds, workers, where, strict,
+        )  # fmt: skip
         bad = outputs[0].bad
         if strict and bad:
             raise UserError(f"{condition.name}: {len(bad)} cut(s) could not be read, as {bad[0]} (--strict stops here)")
@@ -132,15 +124,20 @@ def run(
             about = facts(condition, frozen, one, output)
             about |= {"text": loaded.text, "model": str(model), "label": (label or model.parent.name) + one.mark}
             write(stage, output, about)
-            what = f", noise {table.hash_mark(frozen.sha256)}" if frozen else ""
-            speed = output.seconds / max(output.audio_seconds, 1e-9)
-            say(f"{stage.output}: {len(output.lines)} utterances{what}, {speed:.3f} x real time")
-            if untold := sum(not line["ref"] for line in output.lines):
-                say(f"{stage.output}: {untold} of {len(output.lines)} cuts have no {loaded.text}; they are not scored")
-            if bad:
-                reasons = stage.output / "rejected.jsonl"
-                say(f"{stage.output}: {len(bad)} cut(s) set aside and in no error rate; reasons in {reasons}")
+            tell(stage.output, output, frozen, loaded.text)
     return folders
+
+
+def tell(folder: Path, output: "Output", frozen: FrozenNoise | None, text: str) -> None:
+    """What was decoded, how fast, and what no error rate will count; `text` is what the model writes: transcript."""
+    what = f", noise {table.hash_mark(frozen.sha256)}" if frozen else ""
+    speed = output.seconds / max(output.audio_seconds, 1e-9)
+    say(f"{folder}: {len(output.lines)} utterances{what}, {speed:.3f} x real time")
+    if untold := sum(not line["ref"] for line in output.lines):
+        say(f"{folder}: {untold} of {len(output.lines)} cuts have no {text}; they are not scored")
+    if output.bad:
+        reasons = folder / "rejected.jsonl"
+        say(f"{folder}: {len(output.bad)} cut(s) set aside and in no error rate; reasons in {reasons}")
 
 
 def check_out(out: Path, model: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -100,17 +100,13 @@ def features(
 
     Example: `mmspeech extract features talk.mp4 talk.safetensors --model exp/synth-av/model --layer 2,3`
     """
-    from mmspeech import config as configs
     from mmspeech import dist
     from mmspeech.cli import extract_features, extract_file
     from mmspeech.cli.cluster import check_names, check_strict
     from mmspeech.data.reading import named_streams
-    from mmspeech.models.av_encoder import check_folder, load_encoder
+    from mmspeech.models.av_encoder import load_encoder
 
-    known: dict[str, Any] = {}
-    if encoder is not None:
-        check_folder(encoder)
-        known = configs.read(encoder / "config.yaml").get("inputs") or {}
+    known, weights = extract_features.described(encoder) if encoder else ({}, [])
     media = next((path for path in cuts if path.suffix not in ("", ".gz", ".jsonl")), None)
     if feature is not None and (media or out.suffix == ".safetensors"):
         raise UserError(f"--feature {feature}: is for cuts; of a media file give --model DIR --layer 9 instead")
@@ -126,22 +122,11 @@ def features(
         extract_file.extract(cuts[0], out, load_encoder(encoder).eval(), layers, streams, dist.start(device))
         return
     check_names(cuts, out)
-    if (feature is None) == (encoder is None) or (encoder is None) != (layer is None):
-        raise UserError("extract features: give --feature, or --encoder together with --layer")
-    if feature is not None and feature not in extract_features.SPECTRAL:
-        raise UserError(f"--feature {feature}: expected one of {', '.join(extract_features.SPECTRAL)}")
-    layers = extract_features.layers_of(layer) if layer else []
-    if len(layers) > 1:
-        raise UserError(f"--layer {layer}: cuts carry the frames of one layer; give one, and another OUT for the next")
-    if feature is not None and modalities:
-        raise UserError(
-            f"--modalities {modalities}: is for --encoder, --feature {feature} is made of sound; leave it out"
-        )
-    weights = [] if encoder is None else [encoder / "config.yaml", *encoder.glob("*.safetensors")]
+    number = check_choice(feature, encoder, layer, modalities)
     due: list[tuple[list[str] | None, files.Stage]] = []
     for subset in modalities.split(",") if modalities else [None]:
         streams = None if subset is None else named_streams(subset, known, "--modalities")
-        settings = {"feature": feature, "layer": layers[0] if layers else None, "modalities": streams}
+        settings = {"feature": feature, "layer": number, "modalities": streams}
         stage = files.Stage(out if subset is None else out / subset, [*cuts, *weights], settings)
         if stage.is_current():
             check_strict(stage.output, strict)
@@ -155,9 +140,27 @@ def features(
         if feature is not None:
             extractor = extract_features.spectral(feature, place)
         else:
-            assert model is not None
-            extractor = extract_features.from_encoder(model, layers[0], streams, place)
+            assert model is not None and number is not None
+            extractor = extract_features.from_encoder(model, number, streams, place)
         extract_features.run(stage, cuts, extractor, streams or [], strict=strict, batch_s=batch_seconds, jobs=jobs)
+
+
+def check_choice(feature: str | None, encoder: Path | None, layer: str | None, modalities: str | None) -> int | None:
+    """The one layer that cuts get, if it is an encoder's. Raises UserError for options that do not go together."""
+    from mmspeech.cli import extract_features
+
+    if (feature is None) == (encoder is None) or (encoder is None) != (layer is None):
+        raise UserError("extract features: give --feature, or --encoder together with --layer")
+    if feature is not None and feature not in extract_features.SPECTRAL:
+        raise UserError(f"--feature {feature}: expected one of {', '.join(extract_features.SPECTRAL)}")
+    layers = extract_features.layers_of(layer) if layer else []
+    if len(layers) > 1:
+        raise UserError(f"--layer {layer}: cuts carry the frames of one layer; give one, and another OUT for the next")
+    if feature is not None and modalities:
+        raise UserError(
+            f"--modalities {modalities}: is for --encoder, --feature {feature} is made of sound; leave it out"
+        )
+    return layers[0] if layers else None
 
 
 @app.command()

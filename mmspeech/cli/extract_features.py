@@ -22,12 +22,13 @@ from lhotse.array import TemporalArray
 from lhotse.cut import Cut
 from torch import Tensor
 
+from mmspeech import config as configs
 from mmspeech import files
 from mmspeech.console import progress, say
 from mmspeech.data import audio, cutfiles, units
 from mmspeech.data.reading import Reading, collate, read_item, streams_given
 from mmspeech.errors import BadItem, UserError
-from mmspeech.models.av_encoder import AVEncoder
+from mmspeech.models.av_encoder import AVEncoder, check_folder
 
 PART_CUTS = 200
 UNKNOWN = -1  # unit of a frame that is not finite
@@ -112,6 +113,13 @@ def from_encoder(
         return there or list(streams)  # without any it goes on, to be set aside with the reason
 
     return Extractor(lambda cut: read_item(cut, reading), compute, uses, field)
+
+
+def described(encoder: Path) -> tuple[dict[str, Any], list[Path]]:
+    """How an encoder reads each stream, and the files that make it. Raises UserError if the folder holds none."""
+    check_folder(encoder)
+    config = encoder / "config.yaml"
+    return configs.read(config).get("inputs") or {}, [config, *encoder.glob("*.safetensors")]
 
 
 def layers_of(typed: str) -> list[int]:

@@ -65,10 +65,8 @@ def run(
 
     Example: `mmspeech extract units --from text sentences.txt.gz exp/text --name km --phone2unit exp/p2u/model`
     """
-    from mmspeech import config as configs
-    from mmspeech import dist
-    from mmspeech.cli import extract_features, extract_text
-    from mmspeech.cli.cluster import check_names, check_strict
+    from mmspeech.cli import extract_text
+    from mmspeech.cli.cluster import check_names
 
     speech = {"--encoder": encoder, "--layer": layer, "--codebook": codebook}
     text = {"--phone2unit": phone2unit}
@@ -86,19 +84,36 @@ def run(
         share = extract_text.Share.of(shard)
         extract_text.run(inputs, out, phone2unit, lexicon, settings, share, device=device, strict=strict)
         return
+    assert encoder is not None and layer is not None and codebook is not None
+    of_speech(inputs, out, name, encoder, layer, codebook, modalities, device, batch_seconds, jobs, strict)
 
+
+def of_speech(
+    cuts: list[Path],
+    out: Path,
+    name: str,
+    encoder: Path,
+    layer: int,
+    codebook: Path,
+    modalities: str | None,
+    device: str | None,
+    batch_s: float,
+    jobs: int,
+    strict: bool,
+) -> None:
+    """The nearest centre of each frame of a layer, in one pass. Raises UserError for a codebook of other frames."""
     import torch
 
+    from mmspeech import dist
+    from mmspeech.cli import extract_features
+    from mmspeech.cli.cluster import check_strict
     from mmspeech.data.reading import named_streams
-    from mmspeech.models.av_encoder import check_folder, load_encoder
+    from mmspeech.models.av_encoder import load_encoder
     from mmspeech.pretraining import kmeans
 
-    assert encoder is not None and layer is not None and codebook is not None
-    check_folder(encoder)
-    known = configs.read(encoder / "config.yaml").get("inputs") or {}
+    known, weights = extract_features.described(encoder)
     streams = named_streams(modalities, known, "--modalities") if modalities else None
-    weights = [encoder / "config.yaml", *encoder.glob("*.safetensors")]
-    stage = files.Stage(out, [*inputs, *weights, codebook], {"name": name, "layer": layer, "modalities": streams})
+    stage = files.Stage(out, [*cuts, *weights, codebook], {"name": name, "layer": layer, "modalities": streams})
     if stage.is_current():
         check_strict(out, strict)
         return
@@ -113,4 +128,4 @@ def run(
     extractor = extract_features.from_encoder(
         model, layer, streams, place, lambda frames: kmeans.assign(frames, on_device), f"units_{name}"
     )
-    extract_features.run(stage, inputs, extractor, streams or [], strict=strict, batch_s=batch_seconds, jobs=jobs)
+    extract_features.run(stage, cuts, extractor, streams or [], strict=strict, batch_s=batch_s, jobs=jobs)

@@ -77,7 +77,7 @@ def losses_at(
 
 
 def feature_power(features: Tensor, lengths: Tensor) -> Tensor:
-    """The feature penalty: mean squares of features (N, T, C), summed over real frames; `lengths` (N,) on the device."""
+    """The feature penalty: the sum over real frames of mean squares of (N, T, C); `lengths` (N,) on the device."""
     power = features.float().square().mean(-1)  # (N, T)
     return power.masked_fill(~valid_frames(lengths, power.shape[1]), 0.0).sum()
 

@@ -303,6 +303,14 @@ def test_broken_files_are_set_aside_and_the_others_go_on(speech, model, say, tmp
     assert err.splitlines()[-1].startswith("error: 5 of 6 files could not be transcribed")
 
 
+def test_a_file_in_which_nothing_is_heard_is_told(speech, model, say, monkeypatch):
+    """An empty text may be silence, or a file that was cut off."""
+    monkeypatch.setattr(transcribe, "transcribe", lambda *arguments: [])
+    code, out, err = say(speech, "--model", model, "--modality", "a")
+    assert code == 0 and out == "\n"
+    assert re.search(rf"{re.escape(str(speech))}: no word in \d+\.\d s; is the file whole\?", err)
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

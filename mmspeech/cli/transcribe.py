@@ -75,6 +75,8 @@ def run(
                 for line in file.notices():
                     say(line)
                 words = transcribe(file, loaded, tokenizer, given, round(window * FRAMES_PER_S), where)
+                if not words:  # silence, or a file that was cut off: nothing else would tell
+                    say(f"{path}: no word in {file.num_frames / FRAMES_PER_S:.1f} s; is the file whole?")
                 text = subtitles.srt(words, file.start_s) if srt else " ".join(word.text for word in words) + "\n"
         except BadItem as error:
             if len(paths) == 1:

@@ -5,8 +5,10 @@ import time
 import kaldi_native_fbank
 import numpy as np
 import pytest
+import soundfile
 import torch
 from cuts import write_cuts
+from lhotse import MonoCut, Recording
 
 from mmspeech.data import audio
 from mmspeech.data.cutfiles import open_cuts
@@ -153,3 +155,19 @@ def test_recording_that_is_gone_is_one_line(tmp_path):
     with pytest.raises(BadItem) as error:
         audio.read_audio(cut)
     assert str(error.value) == f"{cut.id}: {source}: no such file; prepare the corpus again"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"rubbish" * 100, "Format not recognised"), (None, "flac decoder lost sync")]
+)
+def test_a_broken_recording_is_told_in_its_readers_words_alone(tmp_path, content, reason):
+    """One line: the cut, the file, what is wrong with it; no classes of lhotse."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).standard_normal(16_000) / 10, 16_000)
+    recording = Recording.from_file(path)
+    path.write_bytes(content or path.read_bytes()[:200] + b"x" * 500)
+    with pytest.raises(BadItem) as found:
+        audio.read_audio(MonoCut("c", 0, 1.0, 0, recording=recording))
+    text = str(found.value)
+    assert text.startswith(f"c: {path} cannot be read (") and reason in text and "class" not in text
+    assert text.endswith("; prepare the corpus again")

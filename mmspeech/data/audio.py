@@ -11,6 +11,7 @@ batch to the last digit that float32 keeps. Waveforms are float in [-1, 1].
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -60,7 +61,10 @@ def read_audio(cut: Cut) -> np.ndarray:
         source = cut.recording.sources[0]
         if source.type == "file" and not Path(source.source).exists():
             raise BadItem(f"{cut.id}: {source.source}: no such file; prepare the corpus again") from error
-        reason = " ".join(str(error).split())[:200]
+        # Of several readers that tried, what the first one found: lhotse lists them all, with their classes.
+        said = " ".join(str(error).split())
+        first = re.search(r"Error'>: (?:Error : )?(.+?)\.?(?: Exception #|$)", said)
+        reason = first[1] if first else said[:200]
         raise BadItem(f"{cut.id}: {source.source} cannot be read ({reason}); prepare the corpus again") from error
     if wave.size == 0 or not np.isfinite(wave).all():
         found = "no samples" if wave.size == 0 else "samples that are not finite"

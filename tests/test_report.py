@@ -6,10 +6,13 @@ import re
 
 import numpy as np
 import pytest
+from cuts import write_cuts
 from lhotse import Recording
 from test_scoring import decoded
 
+from mmspeech.cli import score
 from mmspeech.data import cutfiles, video
+from mmspeech.data.open_shards import forget_open_shards
 from mmspeech.errors import UserError
 from mmspeech.scoring import plots, report, table, wer
 
@@ -109,3 +112,14 @@ def test_one_snr_makes_no_plot_over_snr(experiment):
     scores = table.collect([experiment])
     assert plots.rate_over_snr(scores).startswith("<svg")
     assert plots.rate_over_snr([score for score in scores if score.noise in ("clean", "babble:0")]) == ""
+
+
+def test_a_clip_whose_frames_are_gone_has_no_picture(tmp_path, capsys):
+    """Pictures are an extra: one that cannot be read is told, and the report is written without it."""
+    here, gone = (write_cuts(tmp_path / name, [1.0], lips=[0]) for name in ("here", "gone"))
+    (tmp_path / "gone/cuts.jsonl.gz.jpgs").unlink()
+    forget_open_shards()
+    assert list(score.mouth_frames(here, {"clip000"})) == ["clip000"]
+    assert score.mouth_frames(gone, {"clip000"}) == {}
+    said = capsys.readouterr().err
+    assert "no picture: clip000: " in said and "no such file" in said and "the report shows texts only" in said

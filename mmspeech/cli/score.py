@@ -15,7 +15,7 @@ from mmspeech import files
 from mmspeech.cli import score_modalities
 from mmspeech.console import say
 from mmspeech.data.text import TRANSCRIPT, check_target, normalise
-from mmspeech.errors import UserError
+from mmspeech.errors import BadItem, UserError
 from mmspeech.plan import load_row
 from mmspeech.scoring import against as beside_paper
 from mmspeech.scoring import bleu as bleu_score
@@ -359,7 +359,10 @@ def mouth_frames(cuts: Path, ids: set[str]) -> dict[str, np.ndarray]:
     frames = {}
     for cut in cutfiles.open_cuts(cuts):
         if cut.id in ids and cut.has_custom("mouth"):
-            frames[cut.id] = video.read_mouth(cut)
+            try:
+                frames[cut.id] = video.read_mouth(cut)
+            except BadItem as error:
+                say(f"no picture: {error}")
     if not frames:
         say(f"{cuts}: none of the clips shown has a mouth track in there; the report shows texts only")
     return frames

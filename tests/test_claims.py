@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmspeech import claims
+from mmspeech import claim_runs, claims, plan
 from mmspeech import config as configs
 from mmspeech.errors import UserError
 
@@ -22,10 +22,22 @@ def test_an_expectation_is_an_inequality_between_sums():
     (one,), (other,) = claims.parse("plain#audio+video:video < dropout#audio+video:video")
     assert (one.kind, one.name, one.first, one.second) == ("#", "plain", "audio+video", "video")
     assert other.name == "dropout"
+    (one,), _ = claims.parse("all~av,a,v < av~av,a,v")
+    assert (one.kind, one.name, one.first) == ("~", "all", "av,a,v")
 
 
 @pytest.mark.parametrize(
-    "wrong", ["a < b", "a@v/clean", "a@v/clean + < b@v/clean", "a@v < b@v", "a@v/c < b#v:a + c@v/c"]
+    "wrong",
+    [
+        "a < b",
+        "a@v/clean",
+        "a@v/clean + < b@v/clean",
+        "a@v < b@v",
+        "a@v/c < b#v:a + c@v/c",
+        "a@v/c < b~v,a",
+        "a~v,a - b~v,a < c~v,a",
+        "a~v < b~v",
+    ],
 )
 def test_what_is_no_inequality_is_refused(wrong):
     with pytest.raises(UserError, match="expect"):
@@ -33,7 +45,7 @@ def test_what_is_no_inequality_is_refused(wrong):
 
 
 def test_claims_of_nobody_are_told_from_those_there_are(tmp_path):
-    with pytest.raises(UserError, match="recipes/lrs3/conf/claims has av-data2vec, uhubert: give one"):
+    with pytest.raises(UserError, match="recipes/lrs3/conf/claims has av-data2vec, uhubert, vatlm: give one"):
         claims.run("uhuber", exp=tmp_path / "exp")
 
 
@@ -55,7 +67,11 @@ def test_a_verdict_follows_from_the_interval_alone():
 
 @pytest.mark.parametrize(
     ("system", "names"),
-    [("uhubert", ["a", "b", "b-free", "b-fused", "c", "d", "d-fused", "e", "f", "g"]), ("av-data2vec", list("abcdef"))],
+    [
+        ("uhubert", ["a", "b", "b-free", "b-fused", "c", "d", "d-fused", "e", "f", "g"]),
+        ("av-data2vec", list("abcdef")),
+        ("vatlm", ["a", "a-parts", "b", "c", "d", "e"]),
+    ],
 )
 def test_every_figure_of_the_file_has_its_training(system, names):
     """Names, configurations and plans that claims.yaml speaks of are there; nothing is trained for nothing."""
@@ -68,17 +84,20 @@ def test_every_figure_of_the_file_has_its_training(system, names):
         for term in (term for side in sides for term in side):
             assert term.name in (found.recognizers if term.kind == "@" else found.encoders)
             used.add((term.kind, term.name))
-    assert {name for kind, name in used if kind == "@"} == found.recognizers.keys()
+    tested = {name for kind, name in used if kind == "@"}
+    teachers = {one.teacher for one in found.recognizers.values() if one.teacher}
+    assert tested | teachers == found.recognizers.keys()
     for recognizer in found.recognizers.values():
         assert recognizer.encoder in found.encoders and (place / recognizer.conf).exists()
     for encoder in found.encoders.values():
+        assert set(encoder.sources) <= {one.cuts for one in plan.load(place / (encoder.plan or found.plan)).sources}
         assert (place / encoder.conf).exists() and (place / (encoder.plan or found.plan)).exists()
 
 
 def test_a_system_without_units_trains_on_the_mouth_tracks(tmp_path, monkeypatch):
     """No units are asked for; a system it is compared with has its own, on the same corpus."""
     said: list[list[str]] = []
-    monkeypatch.setattr(claims.subprocess, "run", lambda words, cwd: said.append(words) or _Done())
+    monkeypatch.setattr(claim_runs.subprocess, "run", lambda words, cwd: said.append(words) or _Done())
     file = claims.CONF / "claims/av-data2vec.yaml"
     runs = claims.Runs(configs.load(file, claims.Claims), claims.CONF / "av-data2vec", tmp_path, nproc=1)
     assert runs.encoder("joint", 1) == tmp_path / "data2vec-claims/iter1/encoder"
@@ -94,7 +113,7 @@ def test_a_system_without_units_trains_on_the_mouth_tracks(tmp_path, monkeypatch
 def test_trainings_are_shared_and_seeds_have_their_own(tmp_path, monkeypatch):
     """The commands behind two figures: the plan's own encoder is run.sh's, others are trained beside it."""
     said: list[list[str]] = []
-    monkeypatch.setattr(claims.subprocess, "run", lambda words, cwd: said.append(words) or _Done())
+    monkeypatch.setattr(claim_runs.subprocess, "run", lambda words, cwd: said.append(words) or _Done())
     runs = claims.Runs(configs.load(FILE, claims.Claims), PLACE, tmp_path, nproc=1)
     assert runs.encoder("dropout", 1) == tmp_path / "claims-plan/iter2/encoder"
     assert [Path(words[1]).name for words in said] == ["run.sh"]
@@ -108,6 +127,40 @@ def test_trainings_are_shared_and_seeds_have_their_own(tmp_path, monkeypatch):
     assert [words[3] for words in said[before + 2 :]] == ["prepare", "decode"]
     assert runs.encoder("mixed-2000", 1) == tmp_path / "claims-mixed/iter2/encoder-2000"
     assert (tmp_path / "claims-mixed/corpus").is_symlink() and said[-1][3] == "export"
+
+
+def test_types_of_data_labels_and_teachers_are_given_as_the_file_says(tmp_path, monkeypatch):
+    """A part of the plan's sources, with their units; sound with transcripts as labels; what a teacher hears."""
+    said: list[list[str]] = []
+    monkeypatch.setattr(claim_runs.subprocess, "run", lambda words, cwd: said.append(words) or _Done())
+    file = claims.CONF / "claims/vatlm.yaml"
+    runs = claims.Runs(configs.load(file, claims.Claims), claims.CONF / "vatlm", tmp_path, nproc=1)
+    units = tmp_path / "claims-plan/iter2/units"
+    (units / "text").mkdir(parents=True)
+    for number in range(2):
+        (units / f"text/cuts_text-{number}.jsonl.gz").touch()
+    one = runs.encoder("no-audio", 1)
+    assert one == tmp_path / "claims-no-audio-claims-plan-pretrain+trainval-tedlium-text-1/encoder"
+    sources = next(word for word in said[-1] if word.startswith("data.sources="))
+    assert sources.count("cuts:") == 3 and "gigaspeech" not in sources
+    assert f"['{units}/text/cuts_text-0.jsonl.gz', '{units}/text/cuts_text-1.jsonl.gz'], streams: [text]" in sources
+    assert f"['{units}/tedlium/cuts_trainval.jsonl.gz'], streams: [audio, text], weight: 0.2" in sources
+    assert "objective.num_units=200" in said[-1] and "data.units=km" in said[-1]
+
+    runs.recognizer("av-tuned-av", 1)
+    mouth = tmp_path / "claims-plan/mouth"
+    talks = tmp_path / "claims-plan/tedlium/mouth/cuts_trainval.jsonl.gz"
+    assert f"data.cuts=['{mouth}/cuts_trainval.jsonl.gz', '{talks}']" in said[-1]
+    before = len(said)
+    runs.recognizer("self-v", 1)
+    assert [words[3] for words in said[before:]] == ["finetune", "decode", "extract", "finetune"]
+    labels = tmp_path / "labels-all-av-1/cuts_pretrain.jsonl.gz"
+    assert f"data.cuts=['{mouth}/cuts_trainval.jsonl.gz', '{labels}']" in said[-1]
+    folder = runs.modalities(claims.terms("all~av,a,v")[0], 1)
+    assert folder == tmp_path / "claims-plan/iter2/modalities-of-encoder-av-a-v" and said[-1][3:5] == [
+        "score",
+        "modalities",
+    ]
 
 
 class _Done:

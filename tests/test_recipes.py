@@ -40,6 +40,7 @@ def test_pretraining_files_load(file):
     if tree["system"] == "av-data2vec":
         tables = [objective.student.otherwise, objective.teacher.otherwise, objective.unmasked_weight]
         assert run.data.units is None and (objective.top_k or 1) <= run.model.num_layers
+        assert objective.watch_after < training.updates, "a collapse would never be told"
     if tree["system"] == "vatlm":
         tables = [objective.modality_dropout, objective.weights]
     named = {name for table in tables for subset in table for name in subset.split("+")}

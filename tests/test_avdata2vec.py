@@ -12,15 +12,16 @@ from training_toys import on_ranks
 
 from mmspeech import config as configs
 from mmspeech import dist
-from mmspeech.batch import Batch
+from mmspeech.batch import Batch, valid_frames
 from mmspeech.blocks.masking import SpanMask
 from mmspeech.cli.pretrain import AVData2vecRun
 from mmspeech.data.loader import TrainingStream, make_reading
 from mmspeech.errors import Diverged, UserError
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig
 from mmspeech.models.presence import ModalitySchedule
-from mmspeech.pretraining.avdata2vec import AVData2vec, AVData2vecConfig, TeacherConfig, spread
-from mmspeech.training import checkpoint, trainer
+from mmspeech.pretraining.avdata2vec import AVData2vec, AVData2vecConfig, TeacherConfig, spread, spread_before_norm
+from mmspeech.training import checkpoint, optimizers, parallel, trainer
+from mmspeech.training.step import agree, train_step
 
 STREAMS = {
     "audio": {"frontend": "linear", "size": 104},
@@ -131,7 +132,7 @@ def test_targets_equal_a_literal_loop(top_k):
     """The sum of the top K blocks' feed-forward outputs before the last residual, normalised over time (Sec. 3.3)."""
     model = objective(top_k=top_k)
     drawn = model.draw(batch(), 0)
-    found = model.targets(drawn)
+    found = model.targets(drawn).frames
     inner: list[torch.Tensor] = []
     for block in model.teacher.transformer.blocks:
         block.contract.register_forward_hook(lambda module, given, out: inner.append(out))
@@ -166,7 +167,7 @@ def test_loss_equals_equation_2(head):
             drawn.streams, drawn.lengths, drawn.present, masked=drawn.drawn["mask/fused"],
             mask_embedding=model.mask_embedding,
         ).frames  # fmt: skip
-        z, y = model.head(frames), model.targets(drawn)
+        z, y = model.head(frames), model.targets(drawn).frames
     masked, unmasked, count = 0.0, 0.0, 0
     for row, length in enumerate(lengths):
         for t in range(length):
@@ -196,6 +197,13 @@ def test_gradient_reaches_the_student_alone():
     assert wanted - with_gradient <= {"encoder.frontends.audio.project.bias"}  # nothing behind a norm that removes it
 
 
+def test_the_mask_embedding_has_a_gradient_where_nothing_is_masked():
+    """Data parallelism would wait for it for ever."""
+    model = objective(mask=SpanMask(probability=0.0, length=10)).train()
+    sum(part for part, _ in model(model.draw(batch(), 0), 0).parts.values()).backward()
+    assert model.mask_embedding.grad is not None and not model.mask_embedding.grad.any()
+
+
 def test_the_teacher_is_the_closed_form_of_an_average():
     """After n steps: prod(tau) theta_0 + sum (1 - tau_k) prod_{j>k}(tau_j) theta_k; batch norm's statistics too."""
     model = objective(ema=TeacherConfig(start=0.8, end=0.95, anneal_updates=3))
@@ -210,7 +218,7 @@ def test_the_teacher_is_the_closed_form_of_an_average():
                 else:
                     tensor.add_(1)
         states.append(copy.deepcopy(model.encoder.state_dict()))
-        model.after_step(update)
+        model.after_step(update, torch.zeros(()))
     rates = [0.8, 0.85, 0.9, 0.95, 0.95, 0.95]
     teacher = model.teacher.state_dict()
     assert any("running_var" in name for name in teacher)
@@ -232,7 +240,8 @@ def test_padding_changes_neither_targets_nor_loss():
     for name in alone.present:
         assert alone.present[name][0] == padded.present[name][0]
     assert (alone.drawn["mask/fused"][0] == padded.drawn["mask/fused"][0, :31]).all()
-    torch.testing.assert_close(model.targets(alone)[0], model.targets(padded)[0, :31], atol=1e-4, rtol=1e-4)
+    one, other = model.targets(alone), model.targets(padded)
+    torch.testing.assert_close(one.frames[0], other.frames[0, :31], atol=1e-4, rtol=1e-4)
     one = model(alone, 200_000)
     rows = {part: padded.drawn[f"predicted/{part}"] < 80 for part in ("masked", "unmasked")}
     for part, kept in rows.items():
@@ -282,20 +291,97 @@ def test_an_item_without_sound_is_taught_by_its_lips():
     assert int(places.max()) < 40 + 25 and bool((places < 40).any())
 
 
+def test_unmasked_frames_of_lips_are_predicted_only_where_sound_was_dropped():
+    """What has no sound is taught by its lips: to predict from a frame what is seen in it teaches nothing."""
+    mixed = batch([40, 40, 40])
+    mixed.lengths["audio"] = torch.tensor([0, 40, 40])
+    mixed.present = {"audio": torch.tensor([True, True, False])}  # the third one's sound is not given by its source
+    lips = ModalitySchedule(all=(0.0, 0.0), otherwise={"video": (1.0, 1.0)})
+    drawn = objective(student=lips).draw(mixed, 0)
+    assert not drawn.present["audio"].any() and drawn.teacher_present["audio"].tolist() == [False, True, False]
+    assert set((drawn.drawn["predicted/unmasked"] // 40).tolist()) == {1}
+    assert set((drawn.drawn["predicted/masked"] // 40).tolist()) == {0, 1, 2}
+
+
 def test_collapse_is_told_once_or_stops():
     """As data2vec's code: targets whose frames all look the same, after a while."""
     model = objective(watch_after=10).train()
-    figures = {"std/target": 0.05, "std/prediction": 0.5}
+    figures = {"std/teacher": 0.8, "std/target": 0.05, "std/prediction": 0.5}
     assert model.watch(10, figures) is None
     assert "std/target is 0.05, expected at least 0.1" in str(model.watch(11, figures))
     assert model.watch(12, figures) is None
+    # Another figure that falls later is told, too; the first is not repeated.
+    later = str(model.watch(13, figures | {"std/prediction": 0.001}))
+    assert "std/prediction is 0.001" in later and "std/target" not in later
     assert "std/prediction" in str(objective(watch_after=0).watch(1, {"std/target": 1.0, "std/prediction": 0.001}))
     with pytest.raises(Diverged, match="std/target"):
         objective(watch_after=0, stop_on_collapse=True).watch(1, figures)
-    for frames, wanted in ((torch.ones(50, 16), 0.001), (torch.randn(5000, 16), 1.0)):
+    for frames, wanted, allowed in ((torch.ones(50, 16), 0.001, 1e-4), (torch.randn(5000, 16), 1.0, 0.05)):
         total, count = spread(frames)
-        assert float(total) / count == pytest.approx(wanted, abs=0.05) and count == len(frames)
+        assert float(total) / count == pytest.approx(wanted, abs=allowed) and count == len(frames)
     assert spread(torch.ones(1, 16))[1] == 0.0  # one frame says nothing
+
+
+def test_a_teacher_whose_frames_are_all_alike_is_told():
+    """Normalised targets look as ever, their differences blown up; std / RMS before normalisation tells."""
+    model = objective(watch_after=0).eval()
+    drawn = model.draw(batch(), 0)
+
+    def figures() -> dict[str, float]:
+        return {name: float(total / count) for name, (total, count) in model(drawn, 0).logs.items()}
+
+    healthy = figures()
+    assert healthy["std/teacher"] > 0.5 and model.watch(1, healthy) is None
+    with torch.no_grad():
+        for block in model.teacher.transformer.blocks:
+            block.contract.weight.mul_(2.0)
+            block.contract.bias.fill_(1.0)  # beside it, what differs between frames is little
+    collapsed = figures()
+    assert collapsed["std/teacher"] < 0.05 and collapsed["std/target"] > 0.9
+    assert "std/teacher is 0.0" in str(model.watch(2, collapsed))
+
+
+def test_std_of_the_teacher_equals_a_literal_loop():
+    """Of each item and channel, over real frames; the mean over channels, weighted by frames; of zeros 0."""
+    x, lengths = torch.randn(3, 9, 4, generator=torch.Generator().manual_seed(0)) + 2.0, torch.tensor([9, 5, 1])
+    x[1, 5:] = torch.nan  # whatever stands in padding
+    total, count = spread_before_norm(x, valid_frames(lengths, 9))
+    wanted = 0.0
+    for row, length in enumerate(lengths):
+        real = x[row, :length].double()
+        wanted += float(length) * float((real.std(0, correction=0) / real.square().mean(0).sqrt()).mean())
+    assert float(total) == pytest.approx(wanted, rel=1e-5) and int(count) == 15
+    assert float(spread_before_norm(torch.zeros(1, 3, 4), torch.ones(1, 3, dtype=torch.bool))[0]) == 0.0
+
+
+def test_the_teacher_stays_where_a_step_was_skipped():
+    """Sound that is not finite makes gradients that are not: neither student nor teacher moves; the next step does."""
+    model = objective(student=ModalitySchedule(all=(1.0, 1.0), otherwise=NEVER)).train()
+    dispatch = parallel.Dispatch(model)
+    optimizer = optimizers.build(model, "adam", betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
+    before = copy.deepcopy(model.teacher.state_dict())
+    for update, poison in enumerate((float("nan"), 0.0)):
+        given = batch()
+        given.streams["audio"][0, 0] += poison
+        group = [("main", model.draw(given, update))]
+        optimizers.set_rates(optimizer, 1e-3, update)
+        outcome = train_step(dispatch, group, agree(dispatch, group).counts, optimizer, update=update, clip_norm=None)
+        model.after_step(update, outcome.skipped)
+        moved = [name for name, one in model.teacher.state_dict().items() if not torch.equal(one, before[name])]
+        if poison != poison:
+            assert float(outcome.skipped) == 1.0 and not moved
+        else:
+            assert {name.rpartition(".")[2] for name in moved} >= {"weight", "running_mean", "num_batches_tracked"}
+
+
+def test_the_teacher_takes_no_statistics_that_are_not_finite():
+    model = objective(ema=TeacherConfig(start=0.5, end=0.5))
+    theirs, ours = (dict(one.named_buffers()) for one in (model.encoder, model.teacher))
+    poisoned, healthy = [name for name in ours if name.endswith("running_var")][:2]
+    theirs[poisoned].fill_(torch.inf)
+    theirs[healthy].fill_(3.0)
+    model.after_step(0, torch.zeros(()))
+    assert (ours[poisoned] == 1.0).all() and (ours[healthy] == 2.0).all()
 
 
 @pytest.mark.parametrize(
@@ -341,7 +427,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path):
         assert torch.equal(tensor, ends[1]["model"][key]), key
     lines = (tmp_path / "whole/metrics.jsonl").read_text().splitlines()
     figures = [one for one in map(json.loads, lines) if one["kind"] == "train"]
-    assert {"std/target", "std/prediction", "loss/masked", "loss/unmasked"} <= figures[-1].keys()
+    assert {"std/teacher", "std/target", "std/prediction", "loss/masked", "loss/unmasked"} <= figures[-1].keys()
     assert all(np.isfinite(one["loss"]) for one in figures)
     weights = {path.name for path in (tmp_path / "whole/encoder").iterdir()}
     assert {"encoder.safetensors", "config.yaml"} <= weights
@@ -368,10 +454,10 @@ def test_ranks_and_accumulation_make_the_same_update(tmp_path):
     training = {"updates": 2, "eps": 1e-3, "schedule": "constant", "clip_norm": 1.0, "checkpoint_every": 2}
     changes = {f"training.{key}": value for key, value in training.items()} | {"data.cuts": [cuts]} | QUICK | SCHEDULE
     changes |= {f"model.{key}": value for key, value in QUIET.items()} | NO_UNITS
-    for name, most, parallel in (
+    for name, most, how in (
         ("one-batch", 4.0, "ddp"), ("one-twice", 2.0, "ddp"), ("ranks-ddp", 2.0, "ddp"), ("ranks-fsdp2", 2.0, "fsdp2")
     ):  # fmt: skip
-        write_run(tmp_path / f"{name}.yaml", RUN, changes | {"data.max_batch_s": most, "training.parallel": parallel})
+        write_run(tmp_path / f"{name}.yaml", RUN, changes | {"data.max_batch_s": most, "training.parallel": how})
     for done in on_ranks(2, "test_avdata2vec:two_ranks", tmp_path):
         assert done.returncode == 0, done.stderr
     for conf in sorted(tmp_path.glob("one-*.yaml")):

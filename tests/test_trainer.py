@@ -169,7 +169,7 @@ class Hooked(Toy):
         self.calls.append(("freeze", update))
         self.video.requires_grad_(update >= 3)
 
-    def after_step(self, update: int) -> None:
+    def after_step(self, update: int, skipped: torch.Tensor) -> None:
         self.calls.append(("after", update))
         self.mean.lerp_(self.head.weight.detach(), 0.5)
 

@@ -257,9 +257,10 @@ def _ready(settings: Settings, run: Run, module: Any, groups: list[list[Utteranc
             group = [("main", module.draw(fresh, update).to(settings.device))]
             optimizers.set_rates(optimizer, config.lr, update)
             counts, precision = agree(model, group).counts, config.precision
-            train_step(model, group, counts, optimizer, update=update, clip_norm=config.clip_norm, precision=precision)
+            clip = config.clip_norm
+            done = train_step(model, group, counts, optimizer, update=update, clip_norm=clip, precision=precision)
             if hasattr(module, "after_step"):
-                module.after_step(update)
+                module.after_step(update, done.skipped)
 
     @torch.no_grad()
     def answer() -> dict[str, float]:

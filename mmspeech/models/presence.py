@@ -58,6 +58,13 @@ class ModalitySchedule:
             found[name] = found.get(name, 0.0) + (1 - together) * share
         return found
 
+    def ever_kept(self, everything: str) -> set[str]:
+        """Streams that some item keeps at some time."""
+        # Shares are products of lines: one that is 0 at both ends may yet be more between them.
+        times = (0, self.anneal_updates // 2, self.anneal_updates)
+        kept = [subset for update in times for subset, share in self.shares(update, everything).items() if share > 0]
+        return {name for subset in kept for name in subset.split("+")}
+
     def conditional(self, update: int) -> dict[str, float]:
         """Subset -> its probability, given that not all streams are kept."""
         return {name: self._at(ends, update) for name, ends in self.otherwise.items()}

@@ -10,11 +10,13 @@ The teacher is in evaluation mode: no dropout, no dropped blocks, batch norm by 
 floating-point buffers and are averaged like weights, so that they belong to the averaged weights; counters are copied.
 
 Validation draws streams as at the end of the schedules, whatever the update: its figures compare over time.
+
+Fine-tuning starts from the student (not stated; data2vec's, too), which has seen lips; the teacher only makes targets.
 """
 
 import copy
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +28,11 @@ from mmspeech.blocks.masking import SpanMask, draw_spans
 from mmspeech.errors import Diverged, UserError
 from mmspeech.models.av_encoder import AVEncoder
 from mmspeech.models.presence import ModalitySchedule, check_named, draw_presence
+
+# Of std/teacher, below which a warning is told; ours, no paper has one. `std/target` looks at normalised frames, and
+# normalising hides that a teacher's come to be alike: the least differences are blown up to 1. An untrained encoder of
+# the embedded corpus had 0.86 and a trained one 0.85.
+MIN_TEACHER_STD = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +77,14 @@ class AVData2vecConfig:
     masked_weight: float = 1.0  # alpha of Eq. 2
     # beta of Eq. 2 for items of which the student keeps just this; 0 for all others. (The prose of Sec. 3.3 says that
     # with sound in the input unmasked frames are predicted; the equation's setting, and the rest of it, masked ones.)
-    # Of a cut without sound the teacher sees lips, too, and what one sees is easily predicted: better 0 for such cuts.
+    # Only where more was there and was dropped: of a cut that has lips alone the teacher sees the same, and predicting
+    # from a frame what one sees in it teaches nothing.
     unmasked_weight: dict[str, float] = field(default_factory=lambda: {"video": 1.0})
     # not stated: Eq. 2 compares the encoder's output itself with the target; data2vec has a linear layer between.
     head: Literal["linear", "none"] = "linear"
     loss_scale: float | None = None  # of |z - y|^2; None: 1 / sqrt(D), as data2vec; 1: Eq. 2 as it stands
     min_target_std: float = 0.1  # below these, what is learnt has collapsed: after `watch_after` updates that is told
-    min_prediction_std: float = 0.01  # (data2vec's thresholds)
+    min_prediction_std: float = 0.01  # (data2vec's thresholds; MIN_TEACHER_STD is ours)
     watch_after: int = 5000
     stop_on_collapse: bool = False
 
@@ -85,6 +93,13 @@ class AVData2vecConfig:
             raise UserError("mask.replace: fused frames are replaced by a learned vector; leave it out")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k: {self.top_k}; expected 1 block or more")
+
+
+class Targets(NamedTuple):
+    """What the teacher makes of a batch."""
+
+    frames: Tensor  # (N, T, D) in float32: its summed and normalised outputs; zero in padding
+    spread: tuple[Tensor, Tensor]  # (sum, count) over frames of std / RMS before normalisation
 
 
 class AVData2vec(nn.Module):
@@ -110,22 +125,17 @@ class AVData2vec(nn.Module):
         self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
         self.head = nn.Linear(encoder.dim, encoder.dim) if config.head == "linear" else nn.Identity()
         for name in encoder.modalities:
-            if not any(name in subset.split("+") for subset in self._ever_kept(config.student)):
+            if name not in config.student.ever_kept(self.everything):
                 # Nothing reaches this front-end, and weight decay alone would wear it down over the updates.
                 encoder.frontends[name].requires_grad_(False)
         self.teacher = copy.deepcopy(encoder).requires_grad_(False).eval()
-        self.told = False  # that it has collapsed
+        self.told: set[str] = set()  # figures whose collapse was told
 
     def train(self, mode: bool = True) -> "AVData2vec":
         """The teacher stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self
-
-    def _ever_kept(self, schedule: ModalitySchedule) -> list[str]:
-        ends = [schedule.shares(update, self.everything) for update in (0, schedule.anneal_updates)]
-        middle = [schedule.shares(schedule.anneal_updates // 2, self.everything)]
-        return [subset for shares in (*ends, *middle) for subset, share in shares.items() if share > 0]
 
     def draw(self, batch: Batch, update: int) -> Batch:
         """Choose both subsets of streams, the mask and the frames to predict; on the host.
@@ -140,30 +150,36 @@ class AVData2vec(nn.Module):
             schedule.shares(update if self.training else schedule.anneal_updates, self.everything)
             for schedule in (config.student, config.teacher)
         )
-        seen = draw_presence(batch, teacher, self.seed, purpose="teacher")
+        names = list(batch.streams)
+        own = self._subsets(batch, draw_presence(batch, {}, self.seed))
+        batch.teacher_present = draw_presence(batch, teacher, self.seed, purpose="teacher")
         batch.present = draw_presence(batch, student, self.seed)
-        batch.teacher_present = seen
         frames, taught = (
-            np.max([(batch.lengths[name] * present[name]).numpy() for name in batch.streams], axis=0)
-            for present in (batch.present, seen)
+            np.max([(batch.lengths[name] * present[name]).numpy() for name in names], axis=0)
+            for present in (batch.present, batch.teacher_present)
         )
         keys = seeds.item_keys(self.seed, "mask/fused", batch.passes, batch.ids)
         share = config.mask.probability * (config.mask.length if config.mask_reading == "starts" else 1)
         masked = draw_spans(keys, frames, size, probability=share, length=config.mask.length)
         valid = np.arange(size)[None, :] < np.minimum(frames, taught)[:, None]  # (N, T) with an input and a target
-        names = list(batch.streams)
-        kept = np.stack([(batch.present[name] & (batch.lengths[name] > 0)).numpy() for name in names], axis=1)  # (N, M)
+        kept = self._subsets(batch, batch.present)
         betas = np.zeros(len(batch), dtype=np.float32)
         for subset, beta in self.unmasked_weight.items():
-            betas[(kept == [name in subset for name in names]).all(1)] = beta
-        hidden, seen_frames = np.flatnonzero(masked & valid), np.flatnonzero(~masked & valid & (betas > 0)[:, None])
+            betas[(kept == [name in subset for name in names]).all(1) & (kept != own).any(1)] = beta
+        masked_places = np.flatnonzero(masked & valid)
+        unmasked_places = np.flatnonzero(~masked & valid & (betas > 0)[:, None])
         batch.drawn["mask/fused"] = torch.from_numpy(masked)
-        batch.drawn["predicted/masked"] = torch.from_numpy(hidden)
-        batch.drawn["predicted/unmasked"] = torch.from_numpy(seen_frames)
-        batch.drawn["weight/unmasked"] = torch.from_numpy(betas[seen_frames // size])
+        batch.drawn["predicted/masked"] = torch.from_numpy(masked_places)
+        batch.drawn["predicted/unmasked"] = torch.from_numpy(unmasked_places)
+        batch.drawn["weight/unmasked"] = torch.from_numpy(betas[unmasked_places // size])
         for part in ("masked", "unmasked"):  # one mean over all that is predicted
-            batch.counts[part] = float(len(hidden) + len(seen_frames))
+            batch.counts[part] = float(len(masked_places) + len(unmasked_places))
         return batch
+
+    @staticmethod
+    def _subsets(batch: Batch, present: dict[str, Tensor]) -> np.ndarray:
+        """(N, M) bool: which of the batch's streams each item has."""
+        return np.stack([(present[name] & (batch.lengths[name] > 0)).numpy() for name in batch.streams], axis=1)
 
     def forward(self, batch: Batch, update: int) -> Loss:
         """The loss of a drawn batch on the device (Eq. 2)."""
@@ -171,65 +187,84 @@ class AVData2vec(nn.Module):
             batch.streams, batch.lengths, batch.present,
             masked=batch.drawn["mask/fused"], mask_embedding=self.mask_embedding,
         )  # fmt: skip
-        hidden, shown = batch.drawn["predicted/masked"], batch.drawn["predicted/unmasked"]
-        places = torch.cat([hidden, shown])
+        masked_places, unmasked_places = batch.drawn["predicted/masked"], batch.drawn["predicted/unmasked"]
+        places = torch.cat([masked_places, unmasked_places])
         predicted = self.head(encoded.frames.flatten(0, 1).index_select(0, places)).float()  # (P, D)
-        wanted = self.targets(batch).flatten(0, 1).index_select(0, places)
+        targets = self.targets(batch)
+        wanted = targets.frames.flatten(0, 1).index_select(0, places)
         losses = (predicted - wanted).square().sum(-1) * self.scale  # (P,)
-        masked, unmasked = losses.split([len(hidden), len(shown)])
-        # A mask embedding that nobody's frames needed still takes part: data parallelism waits for its gradient.
-        idle = self.mask_embedding.sum() * 0.0
+        masked, unmasked = losses.split([len(masked_places), len(unmasked_places)])
         return Loss(
             parts={
-                "masked": (masked.sum() + idle, self.config.masked_weight),
+                "masked": (masked.sum(), self.config.masked_weight),
                 "unmasked": ((unmasked * batch.drawn["weight/unmasked"]).sum(), 1.0),
             },
-            logs={"std/target": spread(wanted), "std/prediction": spread(predicted.detach())},
+            logs={
+                "std/teacher": targets.spread,
+                "std/target": spread(wanted),
+                "std/prediction": spread(predicted.detach()),
+            },
         )
 
     @torch.no_grad()
-    def targets(self, batch: Batch) -> Tensor:
-        """(N, T, D) in float32: the teacher's summed and normalised outputs; zero in padding (Sec. 3.3)."""
+    def targets(self, batch: Batch) -> Targets:
+        """The teacher's outputs, summed over the top K blocks and normalised (Sec. 3.3)."""
         encoded = self.teacher.encode(
             batch.streams, batch.lengths, batch.teacher_present, feed_forward=self.target_blocks
         )
         total = encoded.feed_forward[0].float()
         for one in encoded.feed_forward[1:]:
             total = total + one
-        return instance_norm(total, valid_frames(encoded.lengths, total.shape[1]))
+        valid = valid_frames(encoded.lengths, total.shape[1])
+        return Targets(instance_norm(total, valid), spread_before_norm(total, valid))
 
     @torch.no_grad()
-    def after_step(self, update: int) -> None:
-        """Let the teacher follow the student, in float32, all tensors at once."""
-        weight = 1.0 - self.config.ema.rate(update)
+    def after_step(self, update: int, skipped: Tensor) -> None:
+        """Let the teacher follow the student, in float32, all tensors at once; after a skipped step it stays."""
+        weight = (1.0 - self.config.ema.rate(update)) * (1.0 - skipped)  # () on the device: nobody waits to know
         # Parameters apart from buffers: under FSDP2 they are sharded, and buffers are not.
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.encoder.parameters()), weight)
-        pairs = list(zip(self.teacher.buffers(), self.encoder.buffers(), strict=True))
-        for ours, theirs in pairs:
-            if not ours.is_floating_point():
-                ours.copy_(theirs)
-        averaged = [(ours, theirs) for ours, theirs in pairs if ours.is_floating_point()]
+        follow(list(self.teacher.parameters()), list(self.encoder.parameters()), weight)
+        averaged, followed = [], []
+        for ours, theirs in zip(self.teacher.buffers(), self.encoder.buffers(), strict=True):
+            if ours.is_floating_point():
+                averaged.append(ours)
+                # What a batch that was not finite left in batch norm's statistics would stay in an average for ever.
+                followed.append(torch.where(torch.isfinite(theirs), theirs, ours))
+            else:
+                ours.copy_(torch.where(skipped > 0, ours, theirs))
         if averaged:
-            torch._foreach_lerp_([ours for ours, _ in averaged], [theirs for _, theirs in averaged], weight)
+            follow(averaged, followed, weight)
 
     def watch(self, update: int, figures: dict[str, float]) -> str | None:
-        """Look at the figures of training as they are logged; a warning, once, if what is learnt has collapsed.
+        """Look at the figures of training as they are logged; a warning, once of each, if what is learnt has collapsed.
 
         Raises Diverged instead, if `stop_on_collapse`.
         """
         config = self.config
-        for name, least in (("target", config.min_target_std), ("prediction", config.min_prediction_std)):
-            found = figures.get(f"std/{name}", least)
-            if found < least and update > config.watch_after and not self.told:
-                self.told = True
-                reason = f"update {update}: std/{name} is {found:.3g}, expected at least {least:g}; all frames look "
-                reason += (
-                    "alike: begin anew with a lower training.lr, a longer warm-up, or a higher objective.ema.start"
-                )
-                if config.stop_on_collapse:
-                    raise Diverged(reason)
-                return f"warning: {reason}"
-        return None
+        limits = {"teacher": MIN_TEACHER_STD, "target": config.min_target_std, "prediction": config.min_prediction_std}
+        low = [name for name, least in limits.items() if figures.get(f"std/{name}", least) < least]
+        new = [name for name in low if name not in self.told]
+        if not new or update <= config.watch_after:
+            return None
+        self.told.update(new)
+        found = " and ".join(
+            f"std/{name} is {figures[f'std/{name}']:.3g}, expected at least {limits[name]:g}" for name in new
+        )
+        reason = f"update {update}: {found}; all frames look alike: begin anew with a lower training.lr, a longer "
+        reason += "warm-up, or a higher objective.ema.start"
+        if config.stop_on_collapse:
+            raise Diverged(reason)
+        return f"warning: {reason}"
+
+
+def follow(ours: list[Tensor], theirs: list[Tensor], weight: Tensor) -> None:
+    """Ours go towards theirs by `weight` (), on the device; a lerp takes a number of the host alone.
+
+    What it holds for a moment, as much as all of them, has its place where the gradients were until a moment ago.
+    """
+    moves = torch._foreach_sub(theirs, ours)
+    torch._foreach_mul_(moves, weight)
+    torch._foreach_add_(ours, moves)
 
 
 def instance_norm(x: Tensor, valid: Tensor) -> Tensor:
@@ -238,6 +273,21 @@ def instance_norm(x: Tensor, valid: Tensor) -> Tensor:
     count = real.sum(1, keepdim=True).clamp(min=1)
     centred = (x - x.masked_fill(~real, 0.0).sum(1, keepdim=True) / count).masked_fill(~real, 0.0)
     return centred * (centred.square().sum(1, keepdim=True) / count + 1e-5).rsqrt()
+
+
+def spread_before_norm(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """How much of (N, T, D) changes from frame to frame: std / RMS over an item's real frames, mean over channels.
+
+    Between 0, all frames of an item alike, and 1. Returns the sum over items, each times its frames, and all frames.
+    """
+    real = valid[..., None]
+    frames = valid.sum(1)  # (N,)
+    count = frames.clamp(min=1)[:, None]
+    x = x.masked_fill(~real, 0.0)
+    power = x.square().sum(1) / count  # (N, D)
+    # Of the differences themselves, not power less mean squared: that cancels just where it is wanted.
+    variance = (x - (x.sum(1) / count)[:, None]).masked_fill(~real, 0.0).square().sum(1) / count
+    return ((variance / power.clamp(min=1e-12)).sqrt().mean(1) * frames).sum(), frames.sum()
 
 
 def spread(x: Tensor) -> tuple[Tensor, float]:

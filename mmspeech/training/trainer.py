@@ -62,9 +62,10 @@ def run(
     Args:
         objective: a module with draw(batch, update) and forward(batch, update) -> Loss, or a ModuleDict of such.
             `update` counts the updates that are finished. Optional: freeze(update), called before each step, which may
-            turn parameters on and off (not under FSDP2); after_step(update), e.g. an EMA; watch(update, figures),
-            given what is logged, which may return a warning; `couples_items` True: its batch is never split;
-            `leaves_unused` or `freezes` True: some parameters may stay without gradient.
+            turn parameters on and off (not under FSDP2); after_step(update, skipped), e.g. an EMA, where skipped is ()
+            on the device, 1.0 if gradients were not finite and the weights stayed; watch(update, figures), given what
+            is logged, which may return a warning; `couples_items` True: its batch is never split; `leaves_unused` or
+            `freezes` True: some parameters may stay without gradient.
         validation: (name, batch) pairs of this rank, iterated anew each time.
 
     Raises UserError for what a user can mend; SystemExit(143) after SIGTERM, with a checkpoint written.
@@ -222,7 +223,7 @@ class Trainer:
         )
         for objective in self.dispatch.all():
             if hasattr(objective, "after_step"):
-                objective.after_step(self.update)
+                objective.after_step(self.update, outcome.skipped)
         self.groups.trained()
         self.update += 1
         self.report.add(self.update, outcome, [batch.ids for _, batch in group], agreement.frames)

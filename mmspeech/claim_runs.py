@@ -1,5 +1,6 @@
 """The trainings and figures behind claims: which commands make them, each when it is first asked for."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -48,9 +49,11 @@ class Runs:
         shared, settings = self.shared(self._plan_of(wanted)), self._plan(self._plan_of(wanted))
         exp = shared / f"iter{len(settings.pretrain)}"
         own = (self.folder / self._plan_of(wanted)).parent / settings.pretrain[-1]
-        if seed != 1 or wanted.sources or (self.folder / wanted.conf).resolve() != own.resolve():
-            exp = self.exp / "-".join([Path(wanted.conf).stem, shared.name, *wanted.sources, str(seed)])
-            sets = [*self._data(shared, settings, wanted.sources), f"seed={seed}"]
+        if seed != 1 or wanted.sources or wanted.streams or (self.folder / wanted.conf).resolve() != own.resolve():
+            exp = self.exp / "-".join(
+                [Path(wanted.conf).stem, shared.name, *wanted.sources, *wanted.streams, str(seed)]
+            )
+            sets = [*self._data(shared, settings, wanted), f"seed={seed}"]
             self._train("pretrain", wanted.conf, exp, sets)
         if wanted.at is None:
             return exp / "encoder"
@@ -58,11 +61,12 @@ class Runs:
         self._mmspeech("export", exp / f"checkpoints/step-{wanted.at:07d}.ckpt", out)
         return out
 
-    def _data(self, shared: Path, settings: plan.Plan, wanted: Sequence[str]) -> list[str]:
-        """What the last iteration of a plan is trained on, as run.sh gives it; of its sources those that are wanted."""
+    def _data(self, shared: Path, settings: plan.Plan, wanted: Encoder) -> list[str]:
+        """What the last iteration of a plan is trained on, as run.sh gives it, as far as it is wanted."""
         last = len(settings.pretrain)
         units, mouth = shared / f"iter{last}/units", shared / "mouth"
-        used = [one for one in settings.sources if not wanted or one.cuts in wanted]
+        used = [one for one in settings.sources if not wanted.sources or one.cuts in wanted.sources]
+        used = [dataclasses.replace(one, streams=wanted.streams or one.streams) for one in used]
         sources = []
         for line in source_lines(used, last, settings.pseudo_labels, settings.codebook):
             name, subset, _, rest = line.split("\t")

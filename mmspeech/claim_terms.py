@@ -23,6 +23,7 @@ class Encoder:
     conf: str  # in place of the plan's own
     plan: str = ""  # corpus, sources and iterations before; empty: the plan of all
     sources: list[str] = field(default_factory=list)  # these of the plan's alone; empty: all
+    streams: list[str] = field(default_factory=list)  # taken of every source; empty: what the plan takes
     at: int | None = None  # the weights after so many of the updates, in place of the last
 
 

@@ -132,10 +132,12 @@ def source_lines(sources: Sequence[PlanSource], iteration: int, wanted: str, cod
 def extra_lines(sources: Sequence[PlanSource]) -> list[str]:
     """A line per source that is not of the corpus itself: name, name of its corpus, options of `mmspeech prepare`.
 
-    Where nothing is prepared the name of the corpus is `-`.
+    Where nothing is prepared the name of the corpus is `-`. A plan that takes sound alone of all sources (A-data2vec)
+    has the cuts of those that it is compared with, pictures and all: rows share their folders.
     """
+    seen = any("video" in source.gives for source in sources)
     options: dict[str, str] = {
-        source.cuts: " --audio-only" for source in sources if source.cuts == "vox" and source.streams == ["audio"]
+        one.cuts: " --audio-only" for one in sources if one.cuts == "vox" and one.streams == ["audio"] and seen
     }
     return [f"{one.cuts} {EXTRA[one.cuts]}{options.get(one.cuts, '')}" for one in sources if one.cuts in EXTRA]
 

@@ -17,7 +17,7 @@ from mmspeech.blocks.masking import SpanMask
 from mmspeech.cli.pretrain import AVData2vecRun
 from mmspeech.data.loader import TrainingStream, make_reading
 from mmspeech.errors import Diverged, UserError
-from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig
+from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_encoder
 from mmspeech.models.presence import ModalitySchedule
 from mmspeech.pretraining.avdata2vec import AVData2vec, AVData2vecConfig, TeacherConfig, spread, spread_before_norm
 from mmspeech.training import checkpoint, optimizers, parallel, trainer
@@ -431,6 +431,17 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path):
     assert all(np.isfinite(one["loss"]) for one in figures)
     weights = {path.name for path in (tmp_path / "whole/encoder").iterdir()}
     assert {"encoder.safetensors", "config.yaml"} <= weights
+
+
+def test_an_encoder_is_not_said_to_have_learnt_what_never_reached_it(tmp_path):
+    """A-data2vec on cuts with lips: `trained_on` names sound alone; AV-data2vec's names both."""
+    cuts = write_cuts(tmp_path / "data", [0.6, 0.7], lips=range(2), units=None)
+    changes = {"data.cuts": [cuts], "training.updates": 1} | QUICK | NO_UNITS
+    for otherwise, wanted in (({"video": [0, 0], "audio": [1, 1]}, ["audio"]), (NEVER, ["audio", "video"])):
+        student = {"objective.student.all": [0, 0], "objective.student.otherwise": otherwise}
+        name = "-".join(wanted)
+        assert command("pretrain", write_run(tmp_path / f"{name}.yaml", RUN, changes | student), tmp_path / name) == 0
+        assert load_encoder(tmp_path / name / "encoder").trained_on == wanted
 
 
 def train(conf: Path) -> None:

@@ -106,6 +106,8 @@ def test_a_system_without_units_trains_on_the_mouth_tracks(tmp_path, monkeypatch
     mouth = tmp_path / "data2vec-claims/mouth"
     assert f"data.sources=[{{cuts: ['{mouth}/cuts_pretrain.jsonl.gz', '{mouth}/cuts_trainval.jsonl.gz']}}]" in sets
     assert not any(one.startswith(("data.units", "objective.num_units")) for one in sets)
+    assert runs.encoder("sound", 1) == tmp_path / "claims-a-data2vec-claims-audio-1/encoder"
+    assert any(one.startswith("data.sources=") and one.endswith("], streams: [audio]}]") for one in said[-1])
     assert runs.encoder("uhubert", 1) == tmp_path / "claims-plan/iter2/encoder"
     assert (tmp_path / "claims-plan/corpus").resolve() == tmp_path / "data2vec-claims/corpus"
 

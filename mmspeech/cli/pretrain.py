@@ -1,4 +1,4 @@
-"""`mmspeech pretrain`: a system's YAML and cuts with units -> an encoder, or VATLM's phoneme-to-unit model."""
+"""`mmspeech pretrain`: a system's YAML and cuts, maybe with units -> an encoder, or VATLM's phoneme-to-unit model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,10 +126,11 @@ def run(
 ) -> None:
     """Pre-train an encoder by masked prediction, or VATLM's phoneme-to-unit model (`system: phone2unit`).
 
-    Reads cuts with units, writes EXP/encoder (config.yaml, encoder.safetensors), EXP/checkpoints, EXP/tensorboard and
-    EXP/metrics.jsonl; a phoneme-to-unit model goes to EXP/model, its unit accuracy and duration error on held-out cuts
-    are in EXP/metrics.jsonl. Started again after a stop, even kill -9, it goes on with the very next batch; with its
-    output current it does nothing. On several GPUs: `torchrun --nproc-per-node 8 -m mmspeech pretrain CONF EXP`.
+    Reads cuts, with units where the system predicts them (AV-data2vec does not), writes EXP/encoder (config.yaml,
+    encoder.safetensors), EXP/checkpoints, EXP/tensorboard and EXP/metrics.jsonl; a phoneme-to-unit model goes to
+    EXP/model, its unit accuracy and duration error on held-out cuts are in EXP/metrics.jsonl. Started again after a
+    stop, even kill -9, it goes on with the very next batch; with its output current it does nothing. On several GPUs:
+    `torchrun --nproc-per-node 8 -m mmspeech pretrain CONF EXP`.
 
     --dry-run tells sizes and memory of a configuration without any corpus.
 
@@ -162,7 +163,9 @@ def run(
     stream = TrainingStream(config.data, training, seed=config.seed)
     if isinstance(model, AVEncoder):
         before = configs.read(init / "config.yaml") if init else {}
-        seen = {*stream.streams(), *before.get("trained_on", before.get("inputs") or ())}
+        # Not lips that A-data2vec reads, for whatever reason, but never uses: nothing reaches their front-end.
+        reached = {name for name, one in model.frontends.items() if any(p.requires_grad for p in one.parameters())}
+        seen = {*(reached & set(stream.streams())), *before.get("trained_on", before.get("inputs") or ())}
         model.trained_on = [name for name in config.data.streams if name in seen]
     validation = validation_batches(config.data, watching) if config.data.valid_cuts else None
     size = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)

@@ -56,8 +56,10 @@ class Plan:
     # One more YAML of a recognizer, which is tuned on `labelled` without `vox` and then transcribes `vox`.
     teacher: str = ""
     modality: str = "av,a,v"  # streams that every recognizer is tested with
+    modalities: list[str] = field(default_factory=list)  # instead of `modality`, one entry per recognizer
     noise: str = "clean,babble:0"  # and noises
     search: list[str] = field(default_factory=list)  # settings of the search: beam=5
+    beams: list[int] = field(default_factory=list)  # widths: each recognizer is tested with its best on validation cuts
 
     def __post_init__(self) -> None:
         if self.clusters_units and not len(self.pretrain) == len(self.units) == len(self.clusters):
@@ -69,6 +71,12 @@ class Plan:
             object.__setattr__(self, "labelled", ["trainval"] * len(self.finetune))
         if len(self.labelled) != len(self.finetune):
             raise UserError("labelled: needs one entry per file of finetune:, or none; add what is missing")
+        if not self.modalities:
+            object.__setattr__(self, "modalities", [self.modality] * len(self.finetune))
+        if len(self.modalities) != len(self.finetune):
+            raise UserError("modalities: needs one entry per file of finetune:, or none; add what is missing")
+        if self.beams and any(setting.startswith("beam=") for setting in self.search):
+            raise UserError("beams: and `beam=` in search: are both set; leave one out")
         if bool(self.teacher) != any("vox" in labelled.split("+") for labelled in self.labelled):
             raise UserError(
                 "teacher: is the recognizer that transcribes the `vox` of labelled:, which has no transcripts; give "

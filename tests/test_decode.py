@@ -11,6 +11,7 @@ import torch
 from cuts import PRETRAIN, command, write_cuts
 
 from mmspeech import config as configs
+from mmspeech.cli import beams
 from mmspeech.data.frozen_noise import FrozenNoise
 from mmspeech.data.noise import CATEGORIES, find_kinds, parse_kinds
 from mmspeech.data.text import TokenizerConfig, train_tokenizer
@@ -108,6 +109,37 @@ def test_all_of_sound_alone_or_without_noise_is_what_there_is(world, decoded, ca
     assert "--all: clean only" in said and "sound-av-clean: skipped, no cut in" in said
 
 
+def test_a_width_is_chosen_on_validation_cuts_alone(world, decoded, tmp_path, capsys):
+    """All widths on those, in a folder beside; the test cuts with the one whose mean over the streams is best."""
+    valid = tmp_path / "cuts_valid.jsonl.gz"
+    valid.write_bytes(world.cuts.read_bytes())
+    words = ["--beam", "1,2,8", "--choose-on", valid, "--modality", "av,a"]
+    out = decoded(*words, "--noise", "clean,babble:0", "--noise-sets", world.noisy)
+    assert names(out) == {f"test-{streams}-{noise}" for streams in ("av", "a") for noise in ("clean", "babble_0dB")}
+    tried = out.with_name("decode-beams")
+    assert names(tried) == {f"valid-{streams}-clean-beam{width}" for streams in ("av", "a") for width in (1, 2, 8)}
+    rates = {path.name: json.loads((path / "score.json").read_text())["wer"] for path in tried.iterdir()}
+    means = {width: rates[f"valid-av-clean-beam{width}"] + rates[f"valid-a-clean-beam{width}"] for width in (1, 2, 8)}
+    best = min(means, key=means.__getitem__)
+    assert {json.loads((out / name / "decode.json").read_text())["search"]["beam"] for name in names(out)} == {best}
+    assert f"beam {best} is the best of 1: " in capsys.readouterr().err
+    decoded(*words, "--noise", "clean,babble:0", "--noise-sets", world.noisy)
+    assert capsys.readouterr().err.count(CURRENT) == 4 + 6 + 6  # hypotheses, those of validation, their scores
+
+
+def test_of_equal_widths_the_narrowest_is_taken_and_of_translations_the_highest(tmp_path, monkeypatch):
+    folders = []
+    for streams, figures in (("av", (4.0, 3.0, 2.0)), ("a", (4.0, 3.0, 4.0))):
+        for width, value in zip((1, 5, 10), figures, strict=True):
+            folder = tmp_path / f"{value}-{streams}-{width}"
+            folder.mkdir()
+            (folder / "decode.json").write_text(json.dumps({"search": {"beam": width}}))
+            folders.append(folder)
+    for metric, wanted in (("wer", 5), ("bleu", 1)):
+        monkeypatch.setattr(beams, "figure", lambda folder, kind=metric: (kind, float(folder.name.split("-")[0])))
+        assert beams.best(folders) == wanted
+
+
 def test_several_widths_in_one_run_are_those_of_as_many_runs(world, decoded, tmp_path, monkeypatch):
     """The same hypotheses as one by one; every batch is encoded once; a folder and a row each, in order of width."""
     passes = []
@@ -173,6 +205,10 @@ def test_joint_search_is_a_setting(world, decoded, tmp_path):
         (["--set", "ctc_weight=0.3"], "ctc_weight: 0.3, but this model has no CTC head"),
         (["--set", "beam=0"], "--set: beam: 0; expected a width of 1 or more"),
         (["--beam", "1,x"], "--beam 1,x: expected widths from 1 on"),
+        (
+            ["--choose-on", "valid.jsonl.gz"],
+            "--choose-on valid.jsonl.gz: chooses among widths of the search",
+        ),
         (["--beam", "0"], "--beam 0: expected widths from 1 on"),
         (
             ["--beam", "2,4", "--set", "beam=3"],

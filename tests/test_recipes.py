@@ -259,6 +259,10 @@ def test_a_plan_whose_lists_do_not_match_is_refused():
         Plan(pretrain=["a.yaml"], units=["mfcc"], clusters=[100, 200], finetune=[])
     with pytest.raises(UserError, match="one entry per file of finetune"):
         Plan(pretrain=[], units=[], clusters=[], finetune=["a.yaml", "b.yaml"], labelled=["trainval"])
+    with pytest.raises(UserError, match="modalities: needs one entry per file of finetune:"):
+        Plan(finetune=["a.yaml", "b.yaml"], modalities=["a"])
+    with pytest.raises(UserError, match="beams: and `beam=` in search: are both set"):
+        Plan(finetune=["a.yaml"], beams=[1, 5], search=["beam=3"])
 
 
 def test_noise_without_its_place_is_found_before_anything_runs(tmp_path):

@@ -576,7 +576,8 @@ def test_a_row_of_av_data2vec_is_one_pretraining_without_units(recipe, tmp_path)
     assert f"{DATA2VEC}/rows/../pretrain/base-1759h.yaml {exp}/{folder} " in train and "data.units" not in train
     assert f"data.sources=[{{cuts: [{own}]}}, {{cuts: ['{exp}/vox/mouth/cuts_pretrain.jsonl.gz']}}, ]" in train
     assert f"--encoder {exp}/{folder}/encoder --set data.cuts=['{exp}/mouth/cuts_trainval.jsonl.gz']" in tune
-    assert "--modality v --noise clean" in decode and "--set beam=50" in decode
+    assert "--modality v --noise clean" in decode and "beam=" not in decode
+    assert f"--beam 5,10,25,50,100 --choose-on {exp}/mouth/cuts_valid.jsonl.gz" in decode
 
 
 def test_a_dry_run_of_the_recipe_takes_each_file_once_and_needs_no_corpus(recipe):  # noqa: F811

@@ -204,6 +204,26 @@ def test_labels_without_a_test_set_are_learnt_and_not_tested(recipe, tmp_path):
     assert "decoding: skipped, no cut to test on" in done.stderr and "scoring: skipped" in done.stderr
 
 
+def test_av_data2vec_tests_each_recognizer_with_its_streams_and_its_beam(recipe, tmp_path):
+    """Sec. 4.2: those that it was tuned on, and the best width; which that is, validation cuts say."""
+    mouth = tmp_path / "exp/mouth"
+    write_splits(mouth, trainval=["yes"], valid=["yes"], test=["no"])
+    words = ["--system", "av-data2vec", "--corpus", "lrs3", "--data", "lrs3", "--stage", 7, "--stop-stage", 7]
+    done = recipe(*words)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    decoded = {line.split("--label ")[1].split()[0]: line for line in lines if line.startswith("decode")}
+    assert len(decoded) == 6
+    for name, line in decoded.items():
+        assert f"--modality {name.rpartition('-')[2]} --noise clean" in line
+        assert f"--beam 5,10,25,50,100 --choose-on {mouth}/cuts_valid.jsonl.gz --set length_penalty=1.0" in line
+    with gzip.open(mouth / "cuts_valid.jsonl.gz", "wt"):
+        pass
+    done = recipe(*words)
+    assert done.returncode == 0 and "choosing the beam: skipped, no cut to choose it on" in done.stderr
+    assert "--beam" not in done.stdout and done.stdout.count("--modality") == 6
+
+
 def test_a_model_to_start_from_takes_the_place_of_pretraining(recipe, tmp_path):
     """A file is imported, a folder taken as it is; skipped stages have a line each; a recognizer is decoded too."""
     exp, published = tmp_path / "exp", tmp_path / "base.pt"

@@ -14,6 +14,7 @@ import typer
 
 from mmspeech import config as configs
 from mmspeech import dist, files
+from mmspeech.cli import beams
 from mmspeech.cli.cluster import check_strict
 from mmspeech.console import progress, say
 from mmspeech.data import cutfiles
@@ -52,6 +53,10 @@ def run(
     beam: Annotated[
         str, typer.Option(help="Width of the search; several with commas, 1,5,20: all in one run, encoded once.")
     ] = "",
+    choose_on: Annotated[
+        Path | None,
+        typer.Option(help="Validation cuts: of the widths in --beam, the one that is best on these is taken."),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="All streams together, each alone; clean and all that is in --noise-sets.")
     ] = False,
@@ -76,6 +81,9 @@ def run(
     `--set nbest=5` writes the five best of each cut; `--set ctc_weight=0.3` searches by attention and CTC jointly, if
     the model was tuned with both.
 
+    With --choose-on VALID the widths are tried on VALID, clean, in OUT-beams; CUTS are decoded with the one whose mean
+    over the streams is best there, so that no width is chosen on what is reported.
+
     Example: mmspeech decode exp/synth-av/model exp/mouth/cuts_test.jsonl.gz exp/decode-beam5 --set beam=5 --modality
     av,a,v --noise clean,babble:0 --noise-sets exp/noisy
 
@@ -92,6 +100,8 @@ def run(
     check_out(out, model)
     tokenizer = Tokenizer.load(model)
     searches = searches_of(search or [], beam, SEARCHES[loaded.task])
+    if choose_on and not beam:
+        raise UserError(f"--choose-on {choose_on}: chooses among widths of the search; name them, --beam 5,10,25")
     if everything:
         if modality or noise:
             raise UserError("--all: stands for all streams and noises; leave out --modality and --noise, or --all")
@@ -101,6 +111,14 @@ def run(
             raise UserError("--noise-grid: names the noises; leave out --noise and --all, or --noise-grid")
         modality, noise = modality or "av,a", "clean,grid"
     wanted = list(conditions(loaded, modality or "av", noise or "clean", cuts, noise_sets))
+    if choose_on:
+        tried = run(
+            model, choose_on, out.with_name(f"{out.name}-beams"), modality=modality, search=search, beam=beam,
+            batch_seconds=batch_seconds, workers=workers, device=device, label=label, strict=strict,
+        )  # fmt: skip
+        dist.barrier()  # the first rank has written what it reads
+        chosen = dist.gather_on_host(beams.best(tried) if dist.is_first() else 0)[0]
+        searches = searches_of(search or [], str(chosen), SEARCHES[loaded.task])
     folders: list[Path] = []  # the call from Python wants to know
     for condition in possible(wanted, loaded, cuts):
         folders += [out / (condition.name + one.suffix) for one in searches]
@@ -164,12 +182,12 @@ class Search(NamedTuple):
 def searches_of(settings: list[str], beam: str, kind: type) -> list[Search]:
     """The searches that --set and --beam name. Raises UserError for what they do not know or do not allow."""
     tree = configs.tree_of(settings)
-    beams = [text.strip() for text in beam.split(",")] if beam else []
-    for text in beams:
+    widths = [text.strip() for text in beam.split(",")] if beam else []
+    for text in widths:
         if not text.isdecimal() or int(text) < 1 or "beam" in tree:
             raise UserError(f"--beam {beam}: expected widths from 1 on, as in 1,5,20, and no --set beam=; mend it")
-    built = [search_of(tree | {"beam": int(text)}, kind) for text in beams]
-    if len(set(beams)) > 1:
+    built = [search_of(tree | {"beam": int(text)}, kind) for text in widths]
+    if len(set(widths)) > 1:
         return [Search(config, f"-beam{config.beam}", f", beam {config.beam}") for config in dict.fromkeys(built)]
     return [Search(built[0] if built else search_of(tree, kind))]
 

@@ -19,20 +19,18 @@ from rich.table import Table
 
 from mmspeech import config as configs
 from mmspeech import dist, files
-from mmspeech.cli import decode
+from mmspeech.cli import beams, decode
 from mmspeech.cli.score import metric_of
 from mmspeech.console import console, say
 from mmspeech.data.noise import parse_kind
 from mmspeech.data.reading import named_streams
 from mmspeech.errors import Diverged, UserError
 from mmspeech.plan import SWEEP_NOISE
-from mmspeech.scoring import bleu, wer
 from mmspeech.training import origin
 
 if TYPE_CHECKING:
     from mmspeech.cli.finetune import FinetuneRun
 
-RESAMPLES = 200  # intervals are not what is selected by
 DIVERGED = "diverged.json"  # in the folder of a combination that gave no model
 
 
@@ -175,9 +173,8 @@ def _rates(folder: Path, cuts: Path, sweep: Sweep, noise_sets: Path | None) -> d
     found = {}
     if dist.is_first():
         for place in decoded:
-            metric = metric_of(json.loads((place / "decode.json").read_text(encoding="utf-8"))["text"])
-            score = {"wer": wer, "bleu": bleu}[metric].score_folder(place, resamples=RESAMPLES)
-            found[place.name.removeprefix(f"{score['set']}-")] = float(score[metric])  # type: ignore[arg-type]
+            name = json.loads((place / "decode.json").read_text(encoding="utf-8"))["set"]
+            found[place.name.removeprefix(f"{name}-")] = beams.figure(place)[1]
     return dist.gather_on_host(found)[0]
 
 

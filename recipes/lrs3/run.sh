@@ -329,16 +329,21 @@ fi
 
 if begin_stage 7 "decoding the test set: every recognizer, streams and noise" && tested decoding; then
   frozen "$noise" test
-  decode() {   # recognizer, its name
-    mmspeech decode "$1" "$exp/mouth/cuts_test.jsonl.gz" "$exp/$2/decode" --modality "$(plan modality)" \
-      --noise "$noise" --noise-sets "$exp/noisy" --label "$2" $(plan search | awk 'NF { print "--set"; print }')
+  widths=() number=0
+  beams=$(plan beams | paste -sd, -)
+  [ -z "$beams" ] || ! can "choosing the beam" "$exp/mouth/cuts_valid.jsonl.gz" . "to choose it on" ||
+    widths=(--beam "$beams" --choose-on "$exp/mouth/cuts_valid.jsonl.gz")   # never on the test set
+  decode() {   # recognizer, its name, streams
+    mmspeech decode "$1" "$exp/mouth/cuts_test.jsonl.gz" "$exp/$2/decode" --modality "$3" --noise "$noise" \
+      --noise-sets "$exp/noisy" --label "$2" ${widths[@]+"${widths[@]}"} $(plan search | awk 'NF { print "--set"; print }')
   }
   if [ -n "$init" ] && [ -e "$encoder/model.safetensors" ]; then
-    decode "$encoder" as-given   # a recognizer, before it was tuned
+    decode "$encoder" as-given "$(plan modality)"   # a recognizer, before it was tuned
   fi
   for file in $finetuned; do
+    number=$((number + 1))
     name=$(recognizer "$file")
-    decode "$exp/$name/model" "$name"
+    decode "$exp/$name/model" "$name" "$(plan modalities | sed -n "${number}p")"
   done
 fi
 

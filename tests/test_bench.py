@@ -58,6 +58,17 @@ def test_the_command_writes_figures_ratio_memory_and_machine(tmp_path):
     assert peer["difference_from_ours"] <= 0.05
 
 
+def test_what_does_more_than_its_peer_is_told_as_a_cost(tmp_path):
+    """AV-data2vec's step: `1.25x the time`, not 0.80x faster; the teacher's memory, of which u-HuBERT has nothing."""
+    peer = {"ours_is_times_faster": 0.8}
+    assert bench.ratio({"is_cost": True}, peer) == "1.25x the time"
+    assert bench.ratio({"is_cost": False}, peer) == "0.80x faster"
+    row = bench.ROWS["data2vec"]
+    ready = row.ours[1](SETTINGS, tmp_path)
+    ((unit, mib),) = ready.facts.items()
+    assert row.is_cost and "the teacher's weights and buffers" in unit and 0.1 < mib < 100
+
+
 def test_an_unknown_row_is_named_with_those_that_exist():
     result = CliRunner().invoke(bench.app, ["--rows", "mouths"])
     assert isinstance(result.exception, UserError)

@@ -59,6 +59,7 @@ class Row:
     units: tuple[str, ...]  # keys of UNITS
     difference: Callable[[Any, Any], tuple[float, float]]  # answers of ours and a peer -> (difference, most allowed)
     needs: tuple[str, ...] = ()  # modules of the `dev` extra
+    is_cost: bool = False  # ours does more than the peer: the ratio is what that costs
 
 
 UNITS: dict[str, Callable[[Work, float], float]] = {
@@ -111,7 +112,13 @@ def measure(row: Row, settings: Settings, repetitions: int, folder: Path) -> dic
     finally:
         for side in sides:
             side.stop()
-    return {"title": row.title, "work_per_repetition": work, "ours": entries[0], "peers": entries[1:]}
+    return {
+        "title": row.title,
+        "is_cost": row.is_cost,
+        "work_per_repetition": work,
+        "ours": entries[0],
+        "peers": entries[1:],
+    }
 
 
 class _Side:

@@ -81,6 +81,24 @@ def test_default_schedule_is_the_papers():
     assert (config.masked_weight, config.unmasked_weight, config.top_k) == (1.0, {"video": 1.0}, None)
 
 
+@pytest.mark.parametrize(("row", "name"), enumerate(TABLE_4, start=1))
+def test_schedules_of_table_4_are_the_papers(row, name):
+    """Each row's file: the shares of Appendix A.1 at the start, from 150k on, and those of two lines between."""
+    file = "ablation.yaml" if row == 5 else f"ablation-student-{row}.yaml"
+    place = Path(__file__).parents[1] / "recipes/lrs3/conf/av-data2vec/pretrain"
+    student = configs.load(place / file, AVData2vecRun).objective.student
+    start, end = (dict(zip(("audio+video", "video", "audio"), ends, strict=True)) for ends in TABLE_4[name])
+    for update in (0, 30_000, 75_000, 150_000, 600_000):
+        shares = {"video": 0.0, "audio": 0.0} | student.shares(update, "audio+video")
+        done = min(update / 150_000, 1.0)
+        assert shares["audio+video"] == pytest.approx(start["audio+video"] * (1 - done) + end["audio+video"] * done)
+        assert sum(shares.values()) == pytest.approx(1.0)
+        if done in (0.0, 1.0):
+            assert shares == pytest.approx(end if done else start)
+    kept = {stream for ends in (start, end) for subset, share in ends.items() if share for stream in subset.split("+")}
+    assert student.ever_kept("audio+video") == kept
+
+
 def test_single_streams_change_quadratically():
     """p_V = (1 - p_AV) p_{V|not AV}, both linear: the product of two lines (Sec. 3.2, footnote 2)."""
     schedule = ModalitySchedule(
@@ -269,9 +287,18 @@ def test_a_front_end_that_nothing_reaches_is_left_as_it_is():
     model = objective(student=sound)
     assert not any(one.requires_grad for one in model.encoder.frontends["video"].parameters())
     assert all(one.requires_grad for one in model.encoder.frontends["audio"].parameters())
-    drawn = model.draw(batch(), 0)
-    sum(part for part, _ in model(drawn, 0).parts.values()).backward()
     assert all(one.requires_grad for one in objective().encoder.frontends.parameters())
+    dispatch = parallel.Dispatch(model.train())
+    optimizer = optimizers.build(model, "adam", betas=(0.9, 0.98), eps=1e-6, weight_decay=0.5)
+    before = copy.deepcopy(model.state_dict())
+    for update in range(2):
+        optimizers.set_rates(optimizer, 0.1, update)
+        group = [("main", model.draw(batch(), update))]
+        outcome = train_step(dispatch, group, agree(dispatch, group).counts, optimizer, update=update, clip_norm=None)
+        model.after_step(update, outcome.skipped)
+    moved = {name for name, one in model.state_dict().items() if not torch.equal(one, before[name])}
+    assert not [name for name in moved if "frontends.video" in name]
+    assert {f"{part}.frontends.audio.project.weight" for part in ("encoder", "teacher")} <= moved
 
 
 def test_a_subset_that_is_everything_adds_to_its_share():
@@ -444,29 +471,37 @@ def test_an_encoder_is_not_said_to_have_learnt_what_never_reached_it(tmp_path):
         assert load_encoder(tmp_path / name / "encoder").trained_on == wanted
 
 
-def train(conf: Path) -> None:
-    """Two updates, beside the YAML; the front-ends' batch norm does not look at the batch."""
+def train(conf: Path, norm: bool = False) -> AVData2vec:
+    """Two updates, beside the YAML; without `norm` the front-ends' batch norm does not look at the batch."""
     config = configs.load(conf, AVData2vecRun)
     torch.manual_seed(config.seed)
     model = AVData2vec(AVEncoder(config.model, config.data.streams), config.objective, seed=config.seed)
-    model.encoder.frontends.eval()
+    model.encoder.frontends.train(norm)
     stream = TrainingStream(config.data, make_reading(config.data, seed=config.seed, train=True), seed=config.seed)
     trainer.run(model, stream, config.training, conf.with_suffix(""), device=torch.device("cpu"))
+    return model
 
 
 def two_ranks(folder: str) -> None:
     for conf in sorted(Path(folder).glob("ranks-*.yaml")):
         train(conf)
+    for time in ("trained", "resumed"):
+        teacher = train(Path(folder) / "norm.yaml", norm=True).teacher
+        torch.save(dict(teacher.named_buffers()), Path(folder) / f"{time}-{dist.rank()}.pt")
 
 
 def test_ranks_and_accumulation_make_the_same_update(tmp_path):
-    """One batch, two, two ranks under DDP and under FSDP2: the same student, the same teacher."""
+    """One batch, two, two ranks under DDP and FSDP2, there with two batches each, too: the same student and teacher.
+
+    Where batch norm looks at the batch, both ranks' teachers have the same statistics, and resuming keeps them.
+    """
     cuts = write_cuts(tmp_path / "data", [1.0] * 4, lips=range(4), units=None)
     training = {"updates": 2, "eps": 1e-3, "schedule": "constant", "clip_norm": 1.0, "checkpoint_every": 2}
     changes = {f"training.{key}": value for key, value in training.items()} | {"data.cuts": [cuts]} | QUICK | SCHEDULE
     changes |= {f"model.{key}": value for key, value in QUIET.items()} | NO_UNITS
     for name, most, how in (
-        ("one-batch", 4.0, "ddp"), ("one-twice", 2.0, "ddp"), ("ranks-ddp", 2.0, "ddp"), ("ranks-fsdp2", 2.0, "fsdp2")
+        ("one-batch", 4.0, "ddp"), ("one-twice", 2.0, "ddp"), ("ranks-ddp", 2.0, "ddp"), ("ranks-fsdp2", 2.0, "fsdp2"),
+        ("ranks-fsdp2-twice", 1.0, "fsdp2"), ("norm", 2.0, "ddp"),
     ):  # fmt: skip
         write_run(tmp_path / f"{name}.yaml", RUN, changes | {"data.max_batch_s": most, "training.parallel": how})
     for done in on_ranks(2, "test_avdata2vec:two_ranks", tmp_path):
@@ -475,9 +510,9 @@ def test_ranks_and_accumulation_make_the_same_update(tmp_path):
         train(conf)
     found = {
         conf.stem: checkpoint.read(tmp_path / conf.stem / "checkpoints/step-0000002.ckpt")["model"]
-        for conf in tmp_path.glob("*.yaml")
+        for conf in tmp_path.glob("*-*.yaml")
     }
-    assert len(found) == 4 and dist.world_size() == 1
+    assert len(found) == 5 and dist.world_size() == 1
     lines = [json.loads(line) for line in (tmp_path / "one-batch/metrics.jsonl").read_text().splitlines()]
     assert max(one["loss/unmasked"] for one in lines) > 0, "some item is lips alone"
     for name, weights in found.items():
@@ -485,6 +520,10 @@ def test_ranks_and_accumulation_make_the_same_update(tmp_path):
         for key, tensor in weights.items():
             if tensor.is_floating_point() and "running" not in key:
                 torch.testing.assert_close(tensor, found["one-batch"][key], atol=2e-5, rtol=1e-4, msg=f"{name} {key}")
+    first, *others = (torch.load(tmp_path / f"{time}-{rank}.pt") for time in ("trained", "resumed") for rank in (0, 1))
+    assert any("running_mean" in name and one.any() for name, one in first.items()), "some statistics have moved"
+    for other in others:
+        assert all(torch.equal(one, other[name]) for name, one in first.items())
 
 
 def test_the_schedule_is_drawn_with_its_numbers(tmp_path, capsys):

@@ -534,6 +534,40 @@ def test_dry_run_of_av_data2vec_large(tmp_path, capsys):
     assert 315 < sizes[0] == sizes[1] < 330
 
 
+def tiny(file, folder):
+    """A pre-training YAML, the same but for its width; the depth stays, as targets are of so many blocks."""
+    sizes = {"dim": 16, "ffn_dim": 32, "heads": 2, "position_kernel": 8, "position_groups": 4}
+    lips = {"frontend": "lips", "crop": 88, "stem": 4, "widths": [4, 4], "blocks": 1}
+    changes = {"streams": {"audio": {"frontend": "linear", "size": 104}, "video": lips}, **sizes}
+    path = folder / file.name
+    path.write_text(yaml.safe_dump({"base": str(file), "model": changes, "training": {"precision": "fp32"}}))
+    return path
+
+
+@pytest.mark.parametrize("name", sorted({Path(load_row(file).pretrain[0]).name for file in rows_of("av-data2vec")}))
+def test_dry_run_of_each_pretraining_of_av_data2vec(name, tmp_path, capsys):
+    """One update each, at a small width."""
+    assert command("pretrain", tiny(DATA2VEC / "pretrain" / name, tmp_path), tmp_path / "exp", "--dry-run") == 0
+    assert re.search(r"one update on an invented clip of 2 s: loss \d+\.\d+", capsys.readouterr().err)
+
+
+def test_dry_run_of_each_finetuning_of_av_data2vec(tmp_path, capsys):
+    """On each encoder that a row has it with; encoders of the same sizes and streams are one."""
+    pairs = {}
+    for file in rows_of("av-data2vec"):
+        row = load_row(file)
+        before, tuned = ((file.parent / one[0]).resolve() for one in (row.pretrain, row.finetune))
+        pairs[str(load_run(before).model), str(load_run(before).data.streams), tuned.name] = before, tuned
+    assert len(pairs) == 12  # BASE and LARGE; three tasks, two sets of labels
+    decoder = [f"objective.decoder.{key}={value}" for key, value in (("dim", 16), ("ffn_dim", 32), ("heads", 2))]
+    for before, tuned in pairs.values():
+        words = ["--encoder", tiny(before, tmp_path), "--dry-run"]
+        for one in [*decoder, "training.precision=fp32"]:
+            words += ["--set", one]
+        assert command("finetune", tuned, tmp_path / "exp", *words) == 0, (before.name, tuned.name)
+        assert "one update on an invented clip" in capsys.readouterr().err
+
+
 def test_dry_run_of_vatlm_large(tmp_path, capsys):
     """332 M parameters (Sec. IV-B); one item of each type of data."""
     assert command("pretrain", VATLM / "pretrain/large-vox.yaml", tmp_path / "exp", "--dry-run") == 0

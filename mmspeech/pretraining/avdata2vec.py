@@ -29,10 +29,10 @@ from mmspeech.errors import Diverged, UserError
 from mmspeech.models.av_encoder import AVEncoder
 from mmspeech.models.presence import ModalitySchedule, check_named, draw_presence
 
-# Of std/teacher, below which a warning is told; ours, no paper has one. `std/target` looks at normalised frames, and
-# normalising hides that a teacher's come to be alike: the least differences are blown up to 1. An untrained encoder of
-# the embedded corpus had 0.86 and a trained one 0.85.
-MIN_TEACHER_STD = 0.1
+# std/teacher, std/target and std/prediction below which what is learnt has collapsed. The last two are data2vec's. The
+# first is ours: targets are normalised, which hides that a teacher's frames come to be alike, as the least differences
+# are blown up to 1. Before normalisation an untrained encoder of the embedded corpus had 0.86, a trained one 0.85.
+MIN_STD = {"teacher": 0.1, "target": 0.1, "prediction": 0.01}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +83,7 @@ class AVData2vecConfig:
     # not stated: Eq. 2 compares the encoder's output itself with the target; data2vec has a linear layer between.
     head: Literal["linear", "none"] = "linear"
     loss_scale: float | None = None  # of |z - y|^2; None: 1 / sqrt(D), as data2vec; 1: Eq. 2 as it stands
-    min_target_std: float = 0.1  # below these, what is learnt has collapsed: after `watch_after` updates that is told
-    min_prediction_std: float = 0.01  # (data2vec's thresholds; MIN_TEACHER_STD is ours)
-    watch_after: int = 5000
+    watch_after: int = 5000  # updates, before which a collapse is not told; data2vec's
     stop_on_collapse: bool = False
 
     def __post_init__(self) -> None:
@@ -240,19 +238,17 @@ class AVData2vec(nn.Module):
 
         Raises Diverged instead, if `stop_on_collapse`.
         """
-        config = self.config
-        limits = {"teacher": MIN_TEACHER_STD, "target": config.min_target_std, "prediction": config.min_prediction_std}
-        low = [name for name, least in limits.items() if figures.get(f"std/{name}", least) < least]
+        low = [name for name, least in MIN_STD.items() if figures.get(f"std/{name}", least) < least]
         new = [name for name in low if name not in self.told]
-        if not new or update <= config.watch_after:
+        if not new or update <= self.config.watch_after:
             return None
         self.told.update(new)
         found = " and ".join(
-            f"std/{name} is {figures[f'std/{name}']:.3g}, expected at least {limits[name]:g}" for name in new
+            f"std/{name} is {figures[f'std/{name}']:.3g}, expected at least {MIN_STD[name]:g}" for name in new
         )
         reason = f"update {update}: {found}; all frames look alike: begin anew with a lower training.lr, a longer "
         reason += "warm-up, or a higher objective.ema.start"
-        if config.stop_on_collapse:
+        if self.config.stop_on_collapse:
             raise Diverged(reason)
         return f"warning: {reason}"
 

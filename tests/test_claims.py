@@ -106,8 +106,8 @@ def test_a_system_without_units_trains_on_the_mouth_tracks(tmp_path, monkeypatch
     mouth = tmp_path / "data2vec-claims/mouth"
     assert f"data.sources=[{{cuts: ['{mouth}/cuts_pretrain.jsonl.gz', '{mouth}/cuts_trainval.jsonl.gz']}}]" in sets
     assert not any(one.startswith(("data.units", "objective.num_units")) for one in sets)
-    assert runs.encoder("uhubert", 1) == tmp_path / "claims-plan/iter2/encoder"
-    assert (tmp_path / "claims-plan/corpus").resolve() == tmp_path / "data2vec-claims/corpus"
+    assert runs.encoder("uhubert", 1) == tmp_path / "uhubert-claims/iter2/encoder"
+    assert (tmp_path / "uhubert-claims/corpus").resolve() == tmp_path / "data2vec-claims/corpus"
 
 
 def test_trainings_are_shared_and_seeds_have_their_own(tmp_path, monkeypatch):

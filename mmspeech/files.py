@@ -5,6 +5,7 @@ what it read and the settings it ran with. Run again with the same, it says so a
 """
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -35,6 +36,25 @@ def room_for(path: Path) -> Iterator[None]:
         if error.errno in (28, 27, 122):  # ENOSPC, EFBIG, EDQUOT
             raise UserError(f"{path}: could not be written ({error.strerror}); make room and run again") from error
         raise
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder, until the block or this process ends.
+
+    Raises UserError if another process is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as held:
+        try:
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # children do not inherit it, NFS knows it
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"{folder}: another process is at work in it; wait until it has ended, or give another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 @contextlib.contextmanager

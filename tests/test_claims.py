@@ -120,8 +120,8 @@ def test_a_system_without_units_trains_on_the_mouth_tracks(tmp_path, monkeypatch
     assert not any(one.startswith(("data.units", "objective.num_units")) for one in sets)
     assert runs.encoder("sound", 1) == tmp_path / "claims-a-data2vec-claims-audio-1/encoder"
     assert any(one.startswith("data.sources=") and one.endswith("], streams: [audio]}]") for one in said[-1])
-    assert runs.encoder("uhubert", 1) == tmp_path / "claims-plan/iter2/encoder"
-    assert (tmp_path / "claims-plan/corpus").resolve() == tmp_path / "data2vec-claims/corpus"
+    assert runs.encoder("uhubert", 1) == tmp_path / "uhubert-claims/iter2/encoder"
+    assert (tmp_path / "uhubert-claims/corpus").resolve() == tmp_path / "data2vec-claims/corpus"
 
 
 def test_a_claim_of_many_trainings_waits_until_it_is_named(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,18 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
     for (name, ours), theirs in zip(parts.state_dict().items(), whole.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
     assert "resumed after update 4" in (tmp_path / "parts" / "log.txt").read_text()
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path):
+    """While another process trains in it, a folder is refused; one that was killed does not keep it."""
+    hold = "import sys, pathlib; from mmspeech import files\nwith files.alone_in(pathlib.Path(sys.argv[1])):\n"
+    words = [sys.executable, "-c", f"{hold} print('in', flush=True); input()", str(tmp_path / "run")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"in\n"
+        with pytest.raises(UserError, match="run: another process is at work in it; wait"):
+            train(tmp_path / "run")
+        other.kill()
+    train(tmp_path / "run")
 
 
 def test_sigterm_leaves_a_checkpoint_and_exits_with_143(tmp_path):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mmspeech import config as configs
-from mmspeech import dist
+from mmspeech import dist, files
 from mmspeech.batch import Batch
 from mmspeech.errors import UserError
 from mmspeech.training import checkpoint, optimizers, parallel, random_states
@@ -70,13 +70,14 @@ def run(
 
     Raises UserError for what a user can mend; SystemExit(143) after SIGTERM, with a checkpoint written.
     """
-    trainer = Trainer(objective, groups, config, folder, device, validation)
-    trainer.resume()
-    with _sigterm(trainer), Log(folder, trainer.update, config.updates) as trainer.log:
-        if trainer.update < config.updates:
-            trainer.rehearse()
-            trainer.train()
-        trainer.finish()
+    with files.alone_in(folder) if dist.is_first() else contextlib.nullcontext():
+        trainer = Trainer(objective, groups, config, folder, device, validation)
+        trainer.resume()
+        with _sigterm(trainer), Log(folder, trainer.update, config.updates) as trainer.log:
+            if trainer.update < config.updates:
+                trainer.rehearse()
+                trainer.train()
+            trainer.finish()
 
 
 class Trainer:

@@ -386,7 +386,10 @@ def test_vatlm_reads_four_kinds_of_data(recipe, tmp_path):
 
 
 def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):
-    """A row of Table I: a teacher of LRS3's labels transcribes VoxCeleb2, then both are tuned on."""
+    """A row of Table I: a teacher of LRS3's labels transcribes VoxCeleb2, then both are tuned on.
+
+    Rows share the folder, and what teachers left there: each is called by its name.
+    """
     write_splits(tmp_path / "exp/mouth", trainval=["yes"], valid=["yes"], test=["no"])
     row = ROOT / "recipes/lrs3/conf/vatlm/rows/table1-large-vox-30h-v-self.yaml"
     words = ["--corpus", "lrs3", "--stage", 6, "--stop-stage", 6, "--row", row]
@@ -396,7 +399,9 @@ def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):
     assert done.returncode == 0, done.stderr
     exp, lines = tmp_path / "exp", done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["finetune", "decode", "extract", "finetune"]
-    assert "large-vox-30h-av.yaml" in lines[0] and f"data.cuts=['{exp}/mouth/cuts_trainval.jsonl.gz']" in lines[0]
-    assert f"{exp}/vox/mouth/cuts_pretrain.jsonl.gz {exp}/vox/heard --modality audio+video" in lines[1]
-    assert lines[2].endswith(f"{exp}/vox/heard/pretrain-audio+video-clean {exp}/vox/labels")
-    assert f"['{exp}/mouth/cuts_trainval.jsonl.gz','{exp}/vox/labels/cuts_pretrain.jsonl.gz']" in lines[3]
+    by = "large-vox-30h-av"
+    assert f"{by}.yaml {exp}/teacher-{by} " in lines[0] and f"{exp}/teacher-{by}/model" in lines[1]
+    assert f"data.cuts=['{exp}/mouth/cuts_trainval.jsonl.gz']" in lines[0]
+    assert f"{exp}/vox/mouth/cuts_pretrain.jsonl.gz {exp}/vox/heard-{by} --modality audio+video" in lines[1]
+    assert lines[2].endswith(f"{exp}/vox/heard-{by}/pretrain-audio+video-clean {exp}/vox/labels-{by}")
+    assert f"['{exp}/mouth/cuts_trainval.jsonl.gz','{exp}/vox/labels-{by}/cuts_pretrain.jsonl.gz']" in lines[3]

@@ -291,7 +291,7 @@ labels() {   # trainval+tedlium: cuts with transcripts, of VoxCeleb2 with those 
   local part
   for part in $(tr '+' '\n' <<< "$1"); do
     case $part in
-      vox) echo "$exp/vox/labels/cuts_pretrain.jsonl.gz" ;;
+      vox) echo "$exp/vox/labels-$heard_by/cuts_pretrain.jsonl.gz" ;;
       tedlium) echo "$exp/tedlium/mouth/cuts_trainval.jsonl.gz" ;;
       *) echo "$exp/mouth/cuts_$part.jsonl.gz" ;;
     esac
@@ -301,16 +301,18 @@ labels() {   # trainval+tedlium: cuts with transcripts, of VoxCeleb2 with those 
 if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; then
   settings "$exp/mouth/cuts_valid.jsonl.gz"
   teacher=$(plan teacher)
-  if [ -n "$teacher" ]; then   # self-training (VATLM Sec. V-B)
+  if [ -n "$teacher" ]; then   # self-training (VATLM Sec. V-B); rows with other teachers share the folder
+    heard_by=$(basename "$teacher" .yaml)
     labelled=$(plan labelled | grep vox | sed -n '1s/+vox//p')
     streams=$(plan teacher-streams)
     hears "$teacher"
-    train finetune "$teacher" "$exp/teacher" --encoder "$encoder" --set "data.cuts=$(labels "$labelled" | listed)" \
+    train finetune "$teacher" "$exp/teacher-$heard_by" --encoder "$encoder" --set "data.cuts=$(labels "$labelled" | listed)" \
       "${common[@]}" ${heard[@]+"${heard[@]}"}
     unheard=$(files "$exp/vox/mouth" "$(parts vox)")
-    mmspeech decode "$exp/teacher/model" "$unheard" "$exp/vox/heard" --modality "$streams" --label teacher \
+    mmspeech decode "$exp/teacher-$heard_by/model" "$unheard" "$exp/vox/heard-$heard_by" --modality "$streams" --label teacher \
       $(plan search | awk 'NF { print "--set"; print }')
-    mmspeech extract pseudo-labels "$unheard" "$exp/vox/heard/pretrain-$streams-clean" "$exp/vox/labels"
+    mmspeech extract pseudo-labels "$unheard" "$exp/vox/heard-$heard_by/pretrain-$streams-clean" \
+      "$exp/vox/labels-$heard_by"
   fi
   number=0
   for file in $finetuned; do

@@ -51,6 +51,7 @@ class Plan:
     # [audio, video, audio+video] ... Empty: the features that are labelled.
     codebook: list[str] = field(default_factory=list)
     phone2unit: str = ""  # YAML of the model that makes the units of text alone from its phones (VATLM Sec. III-C)
+    aligner: str = ""  # YAML of the recognizer that finds phones in sound with transcripts, where no folder has them
     finetune: list[str]  # one YAML per recognizer
     labelled: list[Labelled] = field(default_factory=list)  # per recognizer; without entries, each on trainval
     # One more YAML of a recognizer, which is tuned on `labelled` without `vox` and then transcribes `vox`.
@@ -233,7 +234,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     lines = value if isinstance(value, list) else [value]
-    if key in ("pretrain", "finetune", "encoder", "phone2unit", "teacher"):
+    if key in ("pretrain", "finetune", "encoder", "phone2unit", "aligner", "teacher"):
         lines = [file.parent / line for line in lines if line]
     for line in lines:
         print(line)

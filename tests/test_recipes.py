@@ -63,7 +63,7 @@ def test_finetuning_files_load(file):
 @files("*.yaml")
 def test_plans_name_files_that_exist(file):
     plan = configs.load(file, Plan)
-    for name in filter(None, [*plan.pretrain, *plan.finetune, plan.phone2unit, plan.teacher]):
+    for name in filter(None, [*plan.pretrain, *plan.finetune, plan.phone2unit, plan.aligner, plan.teacher]):
         assert (file.parent / name).is_file(), name
     if plan.clusters_units:
         for name, clusters in zip(plan.pretrain, plan.clusters, strict=True):

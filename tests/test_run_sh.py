@@ -376,6 +376,8 @@ def test_vatlm_reads_four_kinds_of_data(recipe, tmp_path):
         f"--phone2unit {second}/phone2unit/model"
     ]
     last = given("pretrain")[-1]
+    valid = [f"'{second}/units/{name}/cuts_valid.jsonl.gz'" for name in ("valid", "tedlium-valid")]
+    assert f"data.valid_cuts=[{','.join(valid)}]" in last  # sound with phones is validated on, too
     for source in (
         "cuts_trainval.jsonl.gz'], weight: 0.5}",
         f"{{cuts: ['{second}/units/tedlium/cuts_trainval.jsonl.gz'], streams: [audio, text], weight: 0.2}}",
@@ -383,6 +385,51 @@ def test_vatlm_reads_four_kinds_of_data(recipe, tmp_path):
         f"{{cuts: ['{second}/units/gigaspeech/cuts_trainval.jsonl.gz'], streams: [audio], weight: 0.15}}",
     ):
         assert source in last, last
+
+
+TALKS = [f"--{name}={name}" for name in ("data", "tedlium", "gigaspeech", "text")]
+
+
+def test_phones_of_talks_are_found_before_they_are_read(recipe, tmp_path):
+    """Without alignments a recognizer of phones is tuned on the talks, on the model of the iteration before; with a
+    folder nothing is tuned, and a lexicon, which alignments do not need, is not given to them.
+    """
+    exp = tmp_path / "exp"
+    write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    (exp / "iter5/units/text").mkdir(parents=True)
+    words = ["--system", "vatlm", "--corpus", "lrs3", *TALKS, "--lexicon", "my words.txt"]
+    done = recipe(*words, "--stop-stage", 5)
+    assert done.returncode == 0, done.stderr
+    lines, before = done.stdout.splitlines(), f"{exp}/iter4"
+    (tuned,) = (line for line in lines if line.startswith("finetune "))
+    talks = f"'{exp}/tedlium/mouth/cuts_trainval.jsonl.gz'"
+    assert f"base-phones.yaml {before}/aligner --encoder {before}/encoder --set data.cuts=[{talks}]" in tuned
+    assert "tokenizer.lexicon='my words.txt'" in tuned
+    (spelt,) = (line for line in lines if line.startswith("extract phones "))
+    assert spelt.endswith(f"{before}/phones/tedlium --aligner {before}/aligner/model")
+    trained = next(line for line in lines if line.startswith("pretrain") and f" {before} " in line)
+    assert lines.index(trained) < lines.index(tuned) < lines.index(spelt)
+    assert (
+        f"extract features {before}/phones/tedlium/cuts_trainval.jsonl.gz {exp}/iter5/features/tedlium " in done.stdout
+    )
+    done = recipe(*words, "--talk-alignments", "grids", "--stage", 2, "--stop-stage", 2)
+    (spelt,) = (line for line in done.stdout.splitlines() if line.startswith("extract phones "))
+    assert spelt.endswith(f"{exp}/tedlium/phones") and not done.stderr.count("error")
+
+
+def test_phones_without_times_are_for_plans_without_text_alone(recipe, tmp_path):
+    """The public code's way teaches no durations, but may stand in Table III's line 4; it wants the lexicon."""
+    rows = ROOT / "recipes/lrs3/conf/vatlm/rows"
+    words = ["--system", "vatlm", "--corpus", "lrs3", "--talk-alignments", "cut-or-pad", "--lexicon", "lexicon.txt"]
+    done = recipe(*words, *TALKS)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
+    assert "--talk-alignments cut-or-pad: " in done.stderr and "leave it out, or give a folder" in done.stderr
+    line4 = ["--row", rows / "table3-4-no-p-a-av.yaml", *TALKS[:2], "--stage", 1, "--stop-stage", 2]
+    done = recipe(*words, *line4)
+    assert done.returncode == 0, done.stderr
+    (spelt,) = (line for line in done.stdout.splitlines() if line.startswith("extract phones "))
+    assert spelt.endswith(f"{tmp_path}/exp/tedlium/phones --durations cut-or-pad --lexicon lexicon.txt")
+    assert "--alignments" not in done.stdout
 
 
 def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):

@@ -432,6 +432,22 @@ def test_phones_without_times_are_for_plans_without_text_alone(recipe, tmp_path)
     assert "--alignments" not in done.stdout
 
 
+def test_the_report_of_vatlm_shows_phones_beside_sound_and_lips(recipe, tmp_path):
+    """Figure 3: test clips with phones from their alignments; without, from the recognizer that aligned the talks."""
+    exp = tmp_path / "exp"
+    write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    done = recipe("--system", "vatlm", "--stage", 8)
+    assert done.returncode == 0, done.stderr
+    phones = f"{exp}/mouth/cuts_test.jsonl.gz {exp}/test/phones"
+    figure = f"score modalities {exp}/iter2/encoder {exp}/test/phones/cuts_test.jsonl.gz {exp}/iter2/modalities"
+    lines = done.stdout.splitlines()
+    assert lines[-3:-1] == [f"extract phones {phones}", f"{figure} --modalities av,a,v,text"]
+    done = recipe("--system", "vatlm", "--corpus", "lrs3", *TALKS, "--stage", 8)
+    assert f"{exp}/iter4/phones/test --aligner {exp}/iter4/aligner/model" in done.stdout
+    done = recipe("--system", "vatlm", "--corpus", "lrs3", *TALKS, "--talk-alignments", "grids", "--stage", 8)
+    assert f"{exp}/mouth/cuts_test.jsonl.gz {exp}/iter5/modalities --modalities av,a,v\n" in done.stdout
+
+
 def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):
     """A row of Table I: a teacher of LRS3's labels transcribes VoxCeleb2, then both are tuned on.
 

@@ -387,6 +387,15 @@ if begin_stage 8 "word error rates, table and report" && tested scoring; then
     out=$exp/floor-$text
     mmspeech score floor "$exp/mouth/cuts_trainval.jsonl.gz" "$exp/mouth/cuts_test.jsonl.gz" "${out%-transcript}" --text "$text"
   done
+  if [ -n "$paired" ]; then   # sound, lips and phones of the same clips in one space (VATLM, Figure 3)
+    shown=$exp/mouth inputs=av,a,v given=()
+    if [ -n "$alignments$aligner" ]; then
+      [ -n "$alignments" ] || given=(--aligner "$(iter $((joins - 1)))/aligner/model")
+      mmspeech extract phones "$exp/mouth/cuts_test.jsonl.gz" "$(phones test)" ${given[@]+"${given[@]}"}
+      shown=$(phones test) inputs=av,a,v,text
+    fi
+    mmspeech score modalities "$encoder" "$shown/cuts_test.jsonl.gz" "$(iter "$last")/modalities" --modalities "$inputs"
+  fi
   paper=()
   [ -z "$row" ] || paper=(--against "$row")
   mmspeech score report "$exp" --cuts "$exp/mouth/cuts_test.jsonl.gz" ${paper[@]+"${paper[@]}"}

@@ -58,6 +58,7 @@ class Plan:
     teacher: str = ""
     modality: str = "av,a,v"  # streams that every recognizer is tested with
     noise: str = "clean,babble:0"  # and noises
+    noisy_validation: bool = False  # fine-tunings that train with noise validate in these noises, not on clean sound
     search: list[str] = field(default_factory=list)  # settings of the search: beam=5
 
     def __post_init__(self) -> None:
@@ -70,6 +71,10 @@ class Plan:
             object.__setattr__(self, "labelled", ["trainval"] * len(self.finetune))
         if len(self.labelled) != len(self.finetune):
             raise UserError("labelled: needs one entry per file of finetune:, or none; add what is missing")
+        if self.noisy_validation and ":" not in self.noise:
+            raise UserError(
+                f"noisy_validation: is in the noises of noise:, which has {self.noise}; name some, as babble:0"
+            )
         if bool(self.teacher) != any("vox" in labelled.split("+") for labelled in self.labelled):
             raise UserError(
                 "teacher: is the recognizer that transcribes the `vox` of labelled:, which has no transcripts; give "

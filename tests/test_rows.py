@@ -301,6 +301,7 @@ def test_a_row_of_vatlm_runs_what_its_words_say(file):
     noise = tuned.data.noise
     assert run.data.noise.probability == 0, "Sec. V-E: none in pre-training"
     assert (noise.probability > 0, noise.snr_db) == ((True, (0, 25)) if row.table == "Table IV" else (False, (0, 0)))
+    assert row.noisy_validation == (row.table == "Table IV")
 
 
 def test_shares_of_vatlm_are_the_published_ratios():

@@ -448,6 +448,22 @@ def test_the_report_of_vatlm_shows_phones_beside_sound_and_lips(recipe, tmp_path
     assert f"{exp}/mouth/cuts_test.jsonl.gz {exp}/iter5/modalities --modalities av,a,v\n" in done.stdout
 
 
+def test_a_row_in_noise_selects_in_noise(recipe, tmp_path):
+    """Table IV: the weights that are kept are best in the fifteen noises, frozen for the validation clips."""
+    exp = tmp_path / "exp"
+    write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    row = ROOT / "recipes/lrs3/conf/vatlm/rows/table4-av.yaml"
+    words = ["--system", "vatlm", "--corpus", "lrs3", *TALKS, "--musan", "m", "--row", row, "--stage", 6]
+    done = recipe(*words, "--stop-stage", 6)
+    assert done.returncode == 0, done.stderr
+    frozen, tuned = done.stdout.splitlines()
+    assert frozen.startswith(
+        f"prepare noisy {exp}/data/cuts_valid.jsonl.gz {exp}/noise {exp}/noisy-valid --split valid"
+    )
+    listed = tuned.partition("data.valid_noise=[")[2].partition("]")[0].split(",")
+    assert len(listed) == frozen.count("--noise ") == 15 and f"'{exp}/noisy-valid/music_-10dB.jsonl'" in listed
+
+
 def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):
     """A row of Table I: a teacher of LRS3's labels transcribes VoxCeleb2, then both are tuned on.
 

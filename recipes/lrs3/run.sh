@@ -352,6 +352,7 @@ if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; t
     mmspeech extract pseudo-labels "$unheard" "$exp/vox/heard-$heard_by/pretrain-$streams-clean" \
       "$exp/vox/labels-$heard_by"
   fi
+  louder=$(plan noisy_validation)
   number=0
   for file in $finetuned; do
     number=$((number + 1))
@@ -362,6 +363,11 @@ if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; t
       sets=(--noise-sets "$exp/noisy-valid")
     fi
     hears "$file"
+    if [ "$louder" = True ] && [ -n "${heard[*]-}" ]; then
+      frozen "$noise" valid -valid
+      kinds=$(for kind in $(words <<< "$noise" | grep :); do echo "$exp/noisy-valid/${kind/:/_}dB.jsonl"; done)
+      sets+=(--set "data.valid_noise=$(listed <<< "$kinds")")
+    fi
     train finetune "$file" "$exp/$(recognizer "$file")" --encoder "$encoder" ${sets[@]+"${sets[@]}"} \
       --set "data.cuts=$(labels "$labelled" | listed)" "${common[@]}" ${heard[@]+"${heard[@]}"}
   done

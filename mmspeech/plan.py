@@ -51,6 +51,7 @@ class Plan:
     # [audio, video, audio+video] ... Empty: the features that are labelled.
     codebook: list[str] = field(default_factory=list)
     phone2unit: str = ""  # YAML of the model that makes the units of text alone from its phones (VATLM Sec. III-C)
+    aligner: str = ""  # YAML of the recognizer that finds phones in sound with transcripts, where no folder has them
     finetune: list[str]  # one YAML per recognizer
     labelled: list[Labelled] = field(default_factory=list)  # per recognizer; without entries, each on trainval
     # One more YAML of a recognizer, which is tuned on `labelled` without `vox` and then transcribes `vox`.
@@ -58,6 +59,7 @@ class Plan:
     modality: str = "av,a,v"  # streams that every recognizer is tested with
     modalities: list[str] = field(default_factory=list)  # instead of `modality`, one entry per recognizer
     noise: str = "clean,babble:0"  # and noises
+    noisy_validation: bool = False  # fine-tunings that train with noise validate in these noises, not on clean sound
     search: list[str] = field(default_factory=list)  # settings of the search: beam=5
     beams: list[int] = field(default_factory=list)  # widths: each recognizer is tested with its best on validation cuts
 
@@ -77,6 +79,10 @@ class Plan:
             raise UserError("modalities: needs one entry per file of finetune:, or none; add what is missing")
         if self.beams and any(setting.startswith("beam=") for setting in self.search):
             raise UserError("beams: and `beam=` in search: are both set; leave one out")
+        if self.noisy_validation and ":" not in self.noise:
+            raise UserError(
+                f"noisy_validation: is in the noises of noise:, which has {self.noise}; name some, as babble:0"
+            )
         if bool(self.teacher) != any("vox" in labelled.split("+") for labelled in self.labelled):
             raise UserError(
                 "teacher: is the recognizer that transcribes the `vox` of labelled:, which has no transcripts; give "
@@ -241,7 +247,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     lines = value if isinstance(value, list) else [value]
-    if key in ("pretrain", "finetune", "encoder", "phone2unit", "teacher"):
+    if key in ("pretrain", "finetune", "encoder", "phone2unit", "aligner", "teacher"):
         lines = [file.parent / line for line in lines if line]
     for line in lines:
         print(line)

@@ -50,6 +50,7 @@ def world(tmp_path, monkeypatch):
 
 
 def write(path: Path, lines) -> Path:
+    path.parent.mkdir(exist_ok=True)
     text = "".join(f"{line}\n" for line in lines)
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
@@ -90,6 +91,16 @@ def test_text_becomes_cuts_with_four_phone_ids_on_each_unit(world, tmp_path):
         assert all(one in places for one in order)  # phones of no frame are left out
     item = read_item(cuts[0], Reading(streams={"text": {"reader": "phones"}}, units="km"))
     assert item.streams["text"].shape == (len(item.units), 4)
+
+
+def test_marks_of_a_text_corpus_are_not_spoken(world, tmp_path):
+    """Cantab-TEDLIUM's lines end in `</s>`: no spoken noise comes of it, nor of marks of punctuation."""
+    plain = write(tmp_path / "plain/text.txt", ["a cat sat on ten"] * 3)
+    marked = write(
+        tmp_path / "marked/text.txt", ["<s> A CAT SAT, on ten </s>", "a cat sat on ten </s> ", "a cat sat - on ten."]
+    )
+    assert world(tmp_path / "a", plain) == 0 and world(tmp_path / "b", marked) == 0
+    assert made(tmp_path / "a") == made(tmp_path / "b")
 
 
 def test_pauses_stand_between_words_as_often_as_asked(world, tmp_path):
@@ -172,21 +183,21 @@ def test_lines_that_cannot_be_used_are_counted_with_the_first_reasons(world, tmp
     assert world(tmp_path / "out", text, max_s=0.4) == 0
     facts = json.loads((tmp_path / "out" / "units.json").read_text())
     assert facts["lines"] == 9 and facts["texts"] + sum(facts["set_aside"].values()) == 9
-    assert facts["set_aside"] == {"empty": 2, "unpronounced": 2, "unreadable": 1, "too long": 9 - facts["texts"] - 5}
+    assert facts["set_aside"] == {"empty": 3, "unpronounced": 1, "unreadable": 1, "too long": 9 - facts["texts"] - 5}
     assert sorted(made(tmp_path / "out"))[-1] == "text-000000009"
     assert facts["frames"] == sum(len(found) for *_, found in made(tmp_path / "out").values()) <= 10 * facts["texts"]
     reasons = {
         one["item"]: one["reason"]
         for one in map(json.loads, (tmp_path / "out" / "rejected.jsonl").read_text().splitlines())
     }
-    assert reasons["text-000000002"] == "empty: no text in the line"
+    assert reasons["text-000000002"] == "empty: no words in the line"
     assert "10" in reasons["text-000000004"] and reasons["text-000000004"].startswith("unpronounced: ")
     assert reasons["text-000000007"] == "too long: 60 phones, and 0.4 s hold 10"
-    assert "set aside: 2 empty" in capsys.readouterr().err
+    assert "set aside: 3 empty" in capsys.readouterr().err
     assert world(tmp_path / "strict", text, shard="0/1") == 0
     words = ["--name", "km", "--phone2unit", tmp_path / "model", "--lexicon", tmp_path / "lexicon.txt", "--strict"]
     assert command("extract", "units", "--from", "text", text, tmp_path / "none", *words) == 2
-    assert "text-000000002: empty: no text in the line (--strict stops here)" in capsys.readouterr().err
+    assert "text-000000002: empty: no words in the line (--strict stops here)" in capsys.readouterr().err
 
 
 def test_reasons_are_kept_for_the_first_only(world, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """GigaSpeech and LRS2, each made in its own layout with real, tiny files, become cuts."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from clips import beep, numbered_frames, write_clip
 from cuts import command
 from lhotse import CutSet
 
-from mmspeech.corpora import gigaspeech, lrs2
+from mmspeech.corpora import alignments, gigaspeech, lrs2, splits
 from mmspeech.data.cutfiles import is_empty
 from mmspeech.errors import UserError
 
@@ -218,6 +219,25 @@ def test_lrs2_becomes_what_its_lists_say(bbc, tmp_path):
     assert cut.source["num_frames"] == 10 and cut.num_samples == 6400
     (reason,) = rejected(tmp_path / "out")
     assert "pretrain/6330/00010.mp4: no such clip, but" in reason and "pretrain.txt names it" in reason
+
+
+def test_lrs2_alignments_are_named_with_their_folder(bbc, tmp_path):
+    """A clip of pretrain and one of main may have one name: without the folder an alignment is nobody's."""
+    ctm = tmp_path / "phones.ctm"
+    ctm.write_text("6330/00001 1 0.0 0.1 AH\n")
+    with pytest.raises(
+        UserError, match=r"phones\.ctm: no alignment has the name of a clip; expected (main|pretrain)-6330"
+    ):
+        lrs2.prepare(bbc, tmp_path / "out", alignments=ctm, jobs=1)
+    ctm.write_text("main/6330/00001 1 0.0 0.1 AH\npretrain/6330/00001 1 0.0 0.1 B\n")
+    clips, _ = lrs2.find_clips(bbc)
+    folders = {split: folder for folder, split in lrs2.LISTS.values()}
+    twin = dataclasses.replace(clips[0], split="pretrain", speaker="6330", name="00001")
+    found = {clip.id: clip.alignment for clip in splits.with_alignments([*clips, twin], ctm, folders) if clip.alignment}
+    assert {name: alignments.read(places)["phone"][0].symbol for name, places in found.items()} == {
+        "trainval-6330-00001": "AH",
+        "pretrain-6330-00001": "B",
+    }
 
 
 def test_lrs2_lists_may_lie_beside_the_folders(bbc, tmp_path):

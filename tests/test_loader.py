@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from cuts import write_cuts
+from cuts import command, write_cuts
 
 from mmspeech import dist
 from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, validation_batches
@@ -177,6 +177,28 @@ def test_validation_is_the_same_every_time(cuts):
     first = [batch.ids for _, batch in batches]
     assert first == [batch.ids for _, batch in batches]
     assert sorted(itertools.chain(*first)) == [f"clip{i:03d}" for i in range(40)]
+
+
+def test_validation_in_noise_hears_every_cut_in_every_frozen_noise(cuts, tmp_path):
+    """VATLM Sec. IV-C, noisy validation sets: the same noise every time; without, clean."""
+    for name in ("babble", "music"):
+        write_cuts(tmp_path / "noise", [5.0], units=None, name=f"noise_{name}_valid.jsonl.gz")
+    words = ("--noise", "babble:0", "--noise", "music:0", "--split", "valid")
+    assert command("prepare", "noisy", cuts, tmp_path / "noise", tmp_path / "noisy", *words) == 0
+    noises = [tmp_path / f"noisy/{name}_0dB.jsonl" for name in ("babble", "music")]
+    settings = dict(valid_cuts=[cuts], streams={"audio": {"reader": "logmel"}}, batch_s=4, max_batch_s=4, workers=0)
+
+    def heard(**changes):
+        config = DataConfig(**settings, **changes)
+        batches = list(validation_batches(config, make_reading(config, seed=0, train=False)))
+        return [batch.ids for _, batch in batches], [batch.streams["audio"] for _, batch in batches]
+
+    (names, clean), (twice, noisy), (_, again) = heard(), heard(valid_noise=noises), heard(valid_noise=noises)
+    assert twice == names + names
+    assert all(torch.equal(one, other) for one, other in zip(noisy, again, strict=True))
+    for one, babble, music in zip(clean, noisy, noisy[len(clean) :], strict=False):
+        assert not torch.equal(one, babble) and not torch.equal(one, music) and not torch.equal(babble, music)
+    assert set(noises) < set(DataConfig(**settings, valid_noise=noises).files())
 
 
 def test_no_cut_of_the_right_length_is_an_error(cuts):

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from cuts import command, write_cuts
 from test_codebooks import DURATIONS, align, save_tiny
 from test_scoring import decoded
 
 from mmspeech.errors import UserError
+from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, save_encoder
 from mmspeech.scoring import modalities
 
 WORDS = ["--frames", 60, "--points", 20, "--resamples", 200, "--device", "cpu"]
@@ -97,6 +99,24 @@ def test_named_inputs_need_no_other_stream(material, tmp_path, capsys):
     capsys.readouterr()
     assert command(*given) == 0
     assert "current, nothing to do" in capsys.readouterr().err
+
+
+def test_phones_that_end_before_the_sound_are_compared_as_far_as_they_go(tmp_path):
+    """Figure 3's text: aligned, as long as the sound; at a fixed rate shorter, and the other inputs are cut to it."""
+    streams = {"audio": {"frontend": "linear", "size": 104}, "text": {"frontend": "phones", "size": 46}}
+    sizes = {"num_layers": 1, "dim": 16, "ffn_dim": 32, "heads": 2, "position_groups": 4, "position_kernel": 7}
+    inputs = {"audio": {"reader": "logmel"}, "text": {"reader": "phones"}}
+    torch.manual_seed(0)
+    save_encoder(AVEncoder(AVEncoderConfig(streams=streams, **sizes), inputs), tmp_path / "run/encoder")
+    (tmp_path / "lexicon.txt").write_text("one W AH N\n")
+    path = write_cuts(tmp_path / "data", DURATIONS, units=None, texts=["one"] * 4 + ["one one one"] * 4)
+    options = ("--durations", "cut-or-pad", "--lexicon", tmp_path / "lexicon.txt")
+    assert command("extract", "phones", path, tmp_path / "phones", *options) == 0
+    given = ["score", "modalities", tmp_path / "run/encoder", tmp_path / "phones" / path.name, tmp_path / "out", *WORDS]
+    assert command(*given, "--modalities", "at,a,text", "--strict") == 0
+    found = modalities.load(tmp_path / "out/modalities.json")
+    assert (found.modalities, found.utterances) == (["audio+text", "audio", "text"], 8)
+    assert found.frames == 60 <= 4 * 6 + 4 * 18  # two frames a phone
 
 
 def test_two_models_are_compared_on_the_same_frames(material, tmp_path):

@@ -10,7 +10,7 @@ from cuts import command, write_run
 from lhotse import MonoCut, NumpyFilesWriter
 from safetensors.torch import load_file
 
-from mmspeech.data.cutfiles import writing_cuts
+from mmspeech.data.cutfiles import open_cuts, writing_cuts
 from mmspeech.models.phone2unit import load_phone2unit
 
 ROOT = Path(__file__).parents[1]
@@ -117,6 +117,18 @@ def test_mistakes_are_one_line(conf, tmp_path, capsys, change, message):
     assert command("pretrain", conf, tmp_path / "exp", "--set", change) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
+
+
+def test_phones_without_times_are_refused(conf, tmp_path, capsys):
+    """Cut or padded to the sound, they do not stand where they are said (VATLM Sec. III-C: forced alignment)."""
+    path = tmp_path / "cuts.jsonl.gz"
+    with writing_cuts(path) as writer:
+        for cut in open_cuts(conf.parent / "train.jsonl.gz"):
+            writer.write(cut.with_custom("phones_from", "cut-or-pad"))
+    assert command("pretrain", conf, tmp_path / "exp", "--set", f"data.cuts=[{path}]") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert f"{path}: its phones are cut or padded" in line and "--aligner" in line
+    assert not (tmp_path / "exp/model").exists()
 
 
 def test_a_dry_run_of_the_papers_model_says_its_size(tmp_path, capsys):

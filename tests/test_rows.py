@@ -304,6 +304,7 @@ def test_a_row_of_vatlm_runs_what_its_words_say(file):
     noise = tuned.data.noise
     assert run.data.noise.probability == 0, "Sec. V-E: none in pre-training"
     assert (noise.probability > 0, noise.snr_db) == ((True, (0, 25)) if row.table == "Table IV" else (False, (0, 0)))
+    assert row.noisy_validation == (row.table == "Table IV")
 
 
 def test_shares_of_vatlm_are_the_published_ratios():
@@ -317,6 +318,19 @@ def test_shares_of_vatlm_are_the_published_ratios():
             hours = [sum(HOURS[part] for part in source.cuts.split("+")) for source in clips]
             for source, own in zip(clips, hours, strict=True):
                 assert source.weight == pytest.approx(ratios[0] * own / sum(hours), rel=1e-3)
+
+
+def test_a_type_of_data_fills_as_many_seconds_of_an_update_in_every_line_of_table_iii():
+    """Else a line without a loss would see more of the rest, and the table would compare two things at once."""
+    whole = {"pretrain+trainval": 640, "tedlium": 800, "text": 1200, "gigaspeech": 1200}
+    for file in VATLM.glob("rows/table3-*.yaml"):
+        row = load_row(file)
+        batch_s, total = (
+            load_run(VATLM / "rows" / row.pretrain[-1]).data.batch_s,
+            sum(one.weight for one in row.sources),
+        )
+        seconds = {source.cuts: batch_s * source.weight / total for source in row.sources}
+        assert seconds == pytest.approx({name: whole[name] for name in seconds}), row.title
 
 
 def test_pnmi_is_exactly_the_papers(shared):

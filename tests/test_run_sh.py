@@ -396,6 +396,8 @@ def test_vatlm_reads_four_kinds_of_data(recipe, tmp_path):
         f"--phone2unit {second}/phone2unit/model"
     ]
     last = given("pretrain")[-1]
+    valid = [f"'{second}/units/{name}/cuts_valid.jsonl.gz'" for name in ("valid", "tedlium-valid")]
+    assert f"data.valid_cuts=[{','.join(valid)}]" in last  # sound with phones is validated on, too
     for source in (
         "cuts_trainval.jsonl.gz'], weight: 0.5}",
         f"{{cuts: ['{second}/units/tedlium/cuts_trainval.jsonl.gz'], streams: [audio, text], weight: 0.2}}",
@@ -405,8 +407,88 @@ def test_vatlm_reads_four_kinds_of_data(recipe, tmp_path):
         assert source in last, last
 
 
+TALKS = [f"--{name}={name}" for name in ("data", "tedlium", "gigaspeech", "text")]
+
+
+def test_phones_of_talks_are_found_before_they_are_read(recipe, tmp_path):
+    """Without alignments a recognizer of phones is tuned on the talks, on the model of the iteration before; with a
+    folder nothing is tuned, and a lexicon, which alignments do not need, is not given to them.
+    """
+    exp = tmp_path / "exp"
+    write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    (exp / "iter5/units/text").mkdir(parents=True)
+    words = ["--system", "vatlm", "--corpus", "lrs3", *TALKS, "--lexicon", "my words.txt"]
+    done = recipe(*words, "--stop-stage", 5)
+    assert done.returncode == 0, done.stderr
+    lines, before = done.stdout.splitlines(), f"{exp}/iter4"
+    (tuned,) = (line for line in lines if line.startswith("finetune "))
+    talks = f"'{exp}/tedlium/mouth/cuts_trainval.jsonl.gz'"
+    assert f"base-phones.yaml {before}/aligner --encoder {before}/encoder --set data.cuts=[{talks}]" in tuned
+    assert "tokenizer.lexicon='my words.txt'" in tuned
+    (spelt,) = (line for line in lines if line.startswith("extract phones "))
+    assert spelt.endswith(f"{before}/phones/tedlium --aligner {before}/aligner/model")
+    trained = next(line for line in lines if line.startswith("pretrain") and f" {before} " in line)
+    assert lines.index(trained) < lines.index(tuned) < lines.index(spelt)
+    assert (
+        f"extract features {before}/phones/tedlium/cuts_trainval.jsonl.gz {exp}/iter5/features/tedlium " in done.stdout
+    )
+    done = recipe(*words, "--talk-alignments", "grids", "--stage", 2, "--stop-stage", 2)
+    (spelt,) = (line for line in done.stdout.splitlines() if line.startswith("extract phones "))
+    assert spelt.endswith(f"{exp}/tedlium/phones") and not done.stderr.count("error")
+
+
+def test_phones_without_times_are_for_plans_without_text_alone(recipe, tmp_path):
+    """The public code's way teaches no durations, but may stand in Table III's line 4; it wants the lexicon."""
+    rows = ROOT / "recipes/lrs3/conf/vatlm/rows"
+    words = ["--system", "vatlm", "--corpus", "lrs3", "--talk-alignments", "cut-or-pad", "--lexicon", "lexicon.txt"]
+    done = recipe(*words, *TALKS)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
+    assert "--talk-alignments cut-or-pad: " in done.stderr and "leave it out, or give a folder" in done.stderr
+    line4 = ["--row", rows / "table3-4-no-p-a-av.yaml", *TALKS[:2], "--stage", 1, "--stop-stage", 2]
+    done = recipe(*words, *line4)
+    assert done.returncode == 0, done.stderr
+    (spelt,) = (line for line in done.stdout.splitlines() if line.startswith("extract phones "))
+    assert spelt.endswith(f"{tmp_path}/exp/tedlium/phones --durations cut-or-pad --lexicon lexicon.txt")
+    assert "--alignments" not in done.stdout
+
+
+def test_the_report_of_vatlm_shows_phones_beside_sound_and_lips(recipe, tmp_path):
+    """Figure 3: test clips with phones from their alignments; without, from the recognizer that aligned the talks."""
+    exp = tmp_path / "exp"
+    write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    done = recipe("--system", "vatlm", "--stage", 8)
+    assert done.returncode == 0, done.stderr
+    phones = f"{exp}/mouth/cuts_test.jsonl.gz {exp}/test/phones"
+    figure = f"score modalities {exp}/iter2/encoder {exp}/test/phones/cuts_test.jsonl.gz {exp}/iter2/modalities"
+    lines = done.stdout.splitlines()
+    assert lines[-3:-1] == [f"extract phones {phones}", f"{figure} --modalities av,a,v,text"]
+    done = recipe("--system", "vatlm", "--corpus", "lrs3", *TALKS, "--stage", 8)
+    assert f"{exp}/iter4/phones/test --aligner {exp}/iter4/aligner/model" in done.stdout
+    done = recipe("--system", "vatlm", "--corpus", "lrs3", *TALKS, "--talk-alignments", "grids", "--stage", 8)
+    assert f"{exp}/mouth/cuts_test.jsonl.gz {exp}/iter5/modalities --modalities av,a,v\n" in done.stdout
+
+
+def test_a_row_in_noise_selects_in_noise(recipe, tmp_path):
+    """Table IV: the weights that are kept are best in the fifteen noises, frozen for the validation clips."""
+    exp = tmp_path / "exp"
+    write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
+    row = ROOT / "recipes/lrs3/conf/vatlm/rows/table4-av.yaml"
+    words = ["--system", "vatlm", "--corpus", "lrs3", *TALKS, "--musan", "m", "--row", row, "--stage", 6]
+    done = recipe(*words, "--stop-stage", 6)
+    assert done.returncode == 0, done.stderr
+    frozen, tuned = done.stdout.splitlines()
+    assert frozen.startswith(
+        f"prepare noisy {exp}/data/cuts_valid.jsonl.gz {exp}/noise {exp}/noisy-valid --split valid"
+    )
+    listed = tuned.partition("data.valid_noise=[")[2].partition("]")[0].split(",")
+    assert len(listed) == frozen.count("--noise ") == 15 and f"'{exp}/noisy-valid/music_-10dB.jsonl'" in listed
+
+
 def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):
-    """A row of Table I: a teacher of LRS3's labels transcribes VoxCeleb2, then both are tuned on."""
+    """A row of Table I: a teacher of LRS3's labels transcribes VoxCeleb2, then both are tuned on.
+
+    Rows share the folder, and what teachers left there: each is called by its name.
+    """
     write_splits(tmp_path / "exp/mouth", trainval=["yes"], valid=["yes"], test=["no"])
     row = ROOT / "recipes/lrs3/conf/vatlm/rows/table1-large-vox-30h-v-self.yaml"
     words = ["--corpus", "lrs3", "--stage", 6, "--stop-stage", 6, "--row", row]
@@ -416,7 +498,9 @@ def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):
     assert done.returncode == 0, done.stderr
     exp, lines = tmp_path / "exp", done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["finetune", "decode", "extract", "finetune"]
-    assert "large-vox-30h-av.yaml" in lines[0] and f"data.cuts=['{exp}/mouth/cuts_trainval.jsonl.gz']" in lines[0]
-    assert f"{exp}/vox/mouth/cuts_pretrain.jsonl.gz {exp}/vox/heard --modality audio+video" in lines[1]
-    assert lines[2].endswith(f"{exp}/vox/heard/pretrain-audio+video-clean {exp}/vox/labels")
-    assert f"['{exp}/mouth/cuts_trainval.jsonl.gz','{exp}/vox/labels/cuts_pretrain.jsonl.gz']" in lines[3]
+    by = "large-vox-30h-av"
+    assert f"{by}.yaml {exp}/teacher-{by} " in lines[0] and f"{exp}/teacher-{by}/model" in lines[1]
+    assert f"data.cuts=['{exp}/mouth/cuts_trainval.jsonl.gz']" in lines[0]
+    assert f"{exp}/vox/mouth/cuts_pretrain.jsonl.gz {exp}/vox/heard-{by} --modality audio+video" in lines[1]
+    assert lines[2].endswith(f"{exp}/vox/heard-{by}/pretrain-audio+video-clean {exp}/vox/labels-{by}")
+    assert f"['{exp}/mouth/cuts_trainval.jsonl.gz','{exp}/vox/labels-{by}/cuts_pretrain.jsonl.gz']" in lines[3]

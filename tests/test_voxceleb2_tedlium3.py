@@ -232,6 +232,7 @@ def test_tedlium_text_is_cleaned():
         ("rock ' n roll in the ' 60s", "rock 'n roll in the '60s"),
         ("<unk>", ""),
         ("they 're we 've i 'd 've", "they're we've i'd've"),
+        ("five o 'clock go get 'em", "five o'clock go get 'em"),
         ("[NOISE] Hello", "hello"),
     ]:
         assert tedlium3.clean_text(text) == wanted

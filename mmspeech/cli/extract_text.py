@@ -26,7 +26,8 @@ from mmspeech import dist, files, seeds
 from mmspeech.console import progress, say
 from mmspeech.data import cutfiles, phone_frames, units
 from mmspeech.data.audio import FRAMES_PER_S
-from mmspeech.data.phones import SILENCE, Lexicon, ids_of
+from mmspeech.data.phones import SILENCE, Lexicon, ids_of, is_english
+from mmspeech.data.text import without_tags, words_of_english
 from mmspeech.errors import BadItem, UserError
 from mmspeech.models.phone2unit import BATCH_PHONES, Phone2Unit, by_length, load_phone2unit
 
@@ -91,13 +92,15 @@ class Voice:
         self.pause = ids_of(settings.language)[SILENCE]
 
     def words(self, line: bytes) -> tuple[str, list[list[int]]]:
-        """A line's text and the phones of its words. Raises BadItem, whose reason begins with its kind and a colon."""
+        """A line's words as a text, and their phones. Raises BadItem, whose reason begins with its kind and a colon."""
         try:
-            text = " ".join(line.decode("utf-8").split())
+            text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise BadItem(f"unreadable: not UTF-8 ({error.reason})") from None
+        # Else every </s> of Cantab-TEDLIUM would be a spoken noise.
+        text = words_of_english(text) if is_english(self.settings.language) else without_tags(text)
         if not text:
-            raise BadItem("empty: no text in the line")
+            raise BadItem("empty: no words in the line")
         try:
             words = self.lexicon.ids(text)
         except BadItem as error:

@@ -1,5 +1,6 @@
 """`mmspeech pretrain`: a system's YAML and cuts, maybe with units -> an encoder, or VATLM's phoneme-to-unit model."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -12,7 +13,10 @@ from mmspeech import config as configs
 from mmspeech import dist, files
 from mmspeech.cli import dry_run as dry
 from mmspeech.console import say
+from mmspeech.data import cutfiles
 from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, validation_batches
+from mmspeech.data.phone_frames import FIELD
+from mmspeech.data.units import made_from_field
 from mmspeech.errors import UserError
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_weights, save_encoder
 from mmspeech.models.phone2unit import Phone2Unit, Phone2UnitConfig, save_phone2unit
@@ -151,6 +155,8 @@ def run(
     stage = files.Stage(exp / config.result, inputs=inputs, settings=origin.settings(config), anew=True)
     if stage.is_current():
         return
+    if isinstance(config, Phone2UnitRun):
+        check_times([*config.data.train_files, *config.data.valid_cuts])
     device = dist.start()
     origin.check(exp, stage)
     torch.manual_seed(config.seed)
@@ -180,6 +186,17 @@ def run(
                 save_phone2unit(model, folder, weights)
             files.write_json(folder / "data.json", configs.plain(config.data))  # where the cuts lie: no setting
         say(f"{exp / config.result}: written")
+
+
+def check_times(paths: Iterable[Path]) -> None:
+    """Raise UserError for cuts whose phones have no times of their own: units beside them are nearly noise."""
+    for path in paths:
+        cut = None if cutfiles.is_empty(path) else next(iter(cutfiles.open_cuts(path)), None)
+        if cut is not None and (cut.custom or {}).get(made_from_field(FIELD)) == "cut-or-pad":
+            raise UserError(
+                f"{path}: its phones are cut or padded to the sound, which tells nothing of when they are said; give "
+                "cuts of `extract phones` from alignments or with --aligner"
+            )
 
 
 def build(config: Run) -> AVEncoder | Phone2Unit:

@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from sklearn.manifold import TSNE
 from mmspeech import files
 from mmspeech.cli.extract_features import PART_CUTS, by_length, read_ahead, unpad, wanted_streams
 from mmspeech.console import progress
-from mmspeech.data import cutfiles, units
+from mmspeech.data import audio, cutfiles, units
 from mmspeech.data.audio import FRAMES_PER_S
 from mmspeech.data.reading import Reading, collate, read_item
 from mmspeech.errors import BadItem, UserError
@@ -100,7 +101,7 @@ def store_frames(
     batch_s: float,
     jobs: int,
 ) -> Path:
-    """Write the cuts that have all streams, with the frames of each subset; returns their file.
+    """Write the cuts that have all streams, as far as these go, with the frames of each subset; returns their file.
 
     Raises UserError if no cut has them.
     """
@@ -128,8 +129,11 @@ def store_frames(
                         reason = "its frames are not finite in half precision; take another layer"
                         bad.append((cut.id, f"{cut.id}: {reason}"))
                         continue
+                    # Phones at a fixed rate may end before the sound: the same frames are needed under each subset.
+                    if (shared := min(map(len, frames.values()))) < audio.num_frames(cut):
+                        cut = replace(cut, duration=shared / FRAMES_PER_S)
                     for subset, values in frames.items():
-                        cut = cut.with_custom(field(subset), shards[subset].store(cut, values))
+                        cut = cut.with_custom(field(subset), shards[subset].store(cut, values[:shared]))
                     writer.write(cut)
                     count += 1
             for item, reason in bad:

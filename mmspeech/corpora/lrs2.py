@@ -56,7 +56,7 @@ def prepare(
         corpus: The folder that holds mvlrs_v1 and the lists.
         out: Folder to write.
         max_s: Longest cut of pretrain, in seconds; longer clips are cut in the middle of pauses.
-        alignments: Folder of TextGrid or CTM files with phones, named SPLIT/BROADCAST/CLIP or BROADCAST/CLIP.
+        alignments: Folder of TextGrid or CTM files with phones, named {pretrain,main}/BROADCAST/CLIP.
         jobs: Processes that decode clips.
         strict: Stop at the first clip that cannot be used.
     """
@@ -66,7 +66,8 @@ def prepare(
     if stage.is_current():
         return
     if alignments:
-        clips = with_alignments(clips, alignments)
+        # BROADCAST/CLIP alone would be a clip of pretrain and another one of main.
+        clips = with_alignments(clips, alignments, {split: folder for folder, split in LISTS.values()})
     read = functools.partial(read_clip, max_frames=math.floor(max_s * FRAMES_PER_S))
     write_splits(stage, clips, read, jobs=jobs, strict=strict, title="lrs2", left_out=left_out)
 

@@ -8,7 +8,7 @@ Speech is in one of them only: whoever pre-trains on all of it reads pretrain an
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -76,19 +76,24 @@ def check_places(corpus: Path, out: Path) -> None:
         raise UserError(f"{out}: lies inside the corpus {corpus}; give a folder elsewhere")
 
 
-def with_alignments(clips: Sequence[AnyClip], place: Path) -> list[AnyClip]:
+def with_alignments(clips: Sequence[AnyClip], place: Path, folders: Mapping[str, str] | None = None) -> list[AnyClip]:
     """The clips with the place of their alignment, where there is one: SPLIT/SPEAKER/CLIP or SPEAKER/CLIP.
+
+    Args:
+        folders: split -> its folder in the corpus, where SPEAKER/CLIP is another clip in each: the name of an alignment
+            is then FOLDER/SPEAKER/CLIP.
 
     Raises UserError if there is none at all.
     """
     found = alignments.find(place)
-    aligned = []
+    wanted, aligned = [], []
     for clip in clips:
         name = f"{clip.speaker}-{clip.name}"
-        aligned.append(replace(clip, alignment=found.get(f"{clip.split}-{name}", found.get(name, ()))))
+        wanted.append([clip.id, name] if folders is None else [f"{folders[clip.split]}-{name}"])
+        aligned.append(replace(clip, alignment=next((found[one] for one in wanted[-1] if one in found), ())))
     count = sum(bool(clip.alignment) for clip in aligned)
     if not count:
-        raise UserError(f"{place}: no alignment has the name of a clip; expected {clips[0].id}, found {min(found)}")
+        raise UserError(f"{place}: no alignment has the name of a clip; expected {wanted[0][0]}, found {min(found)}")
     say(f"{place}: alignments of {count} of {len(clips)} clips")
     return aligned
 

@@ -28,6 +28,7 @@ from mmspeech.corpora.splits import (
     write_splits,
 )
 from mmspeech.corpora.transcripts import clean, read_lines
+from mmspeech.data.text import joined
 from mmspeech.errors import BadItem
 from mmspeech.files import Stage
 
@@ -151,5 +152,4 @@ def read_stm(path: Path) -> list[Segment]:
 def clean_text(text: str) -> str:
     """Without <unk> and {NOISE}; what the corpus sets apart is joined: `it 's` -> `it's`, `' cause` -> `'cause`."""
     text = clean(text.replace("<unk>", " "))
-    text = re.sub(r"(?<=\w) '(?=\w)", "'", text)
-    return re.sub(r"(?<!\S)' (?=\w)", "'", text)
+    return re.sub(r"(?<!\S)' (?=\w)", "'", joined(text))

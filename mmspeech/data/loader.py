@@ -32,6 +32,7 @@ from mmspeech import dist
 from mmspeech.batch import Batch
 from mmspeech.console import say_here
 from mmspeech.data import cutfiles
+from mmspeech.data.frozen_noise import FrozenNoise
 from mmspeech.data.noise import NoiseConfig, NoisePool, training_noises
 from mmspeech.data.reading import (
     FRAMES_PER_S,
@@ -58,6 +59,7 @@ class DataConfig:
     cuts: list[Path] = field(default_factory=list)  # files of cuts to train on: all of them, once per pass
     sources: list[Source] = field(default_factory=list)  # instead: several sources, each with its weight and streams
     valid_cuts: list[Path] = field(default_factory=list)  # files of cuts to validate on
+    valid_noise: list[Path] = field(default_factory=list)  # frozen noise of these: validated under each; empty: clean
     streams: dict[str, dict[str, Any]] = field(  # name -> reader and its settings
         default_factory=lambda: {"audio": {"reader": "logmel"}, "video": {"reader": "mouth"}}
     )
@@ -97,7 +99,7 @@ class DataConfig:
 
     def files(self) -> list[Path]:
         """What is read besides media: cuts, and the lists of noises for training."""
-        return [*self.train_files, *self.valid_cuts, *training_noises(self.noise)]
+        return [*self.train_files, *self.valid_cuts, *self.valid_noise, *training_noises(self.noise)]
 
     @property
     def train_files(self) -> list[Path]:
@@ -328,9 +330,12 @@ class TrainingStream:
         return group[dist.rank() :: dist.world_size()]
 
 
-def validation_batches(config: DataConfig, reading: Reading, *, name: str = "main") -> "Validation":
+def validation_batches(config: DataConfig, reading: Reading, *, name: str = "main") -> "Validation | EachNoise":
     """The validation cuts in batches, dealt over ranks; may be iterated again and again, always the same."""
-    return Validation(config, CutDataset(reading), name)
+    if not config.valid_noise:
+        return Validation(config, CutDataset(reading), name)
+    heard = [dataclasses.replace(reading, mix_noise=FrozenNoise(path)) for path in config.valid_noise]
+    return EachNoise([Validation(config, CutDataset(one), name) for one in heard])
 
 
 @dataclass
@@ -352,6 +357,17 @@ class Validation:
             self.bad = sorted(told)  # before the batch, so that who takes it may stop
             if batch is not None:
                 yield self.name, batch
+
+
+@dataclass
+class EachNoise:
+    """All validation cuts in one noise, then in the next: figures are means over all."""
+
+    each: list[Validation]
+
+    def __iter__(self) -> Iterator[tuple[str, Batch]]:
+        for one in self.each:
+            yield from one
 
 
 def make_loader(dataset: CutDataset, plan: Iterator[tuple[int, CutSet]], workers: int) -> DataLoader:

@@ -187,17 +187,29 @@ def normalise(text: str) -> str:
 
 # Of a line of written English: tags such as <s>, and all that is neither a letter, a digit nor an apostrophe in a word.
 _TAG = re.compile(r"<[^<>\s]*>")
+# What TED-LIUM and Cantab-TEDLIUM set apart; other apostrophes behind a space begin a word, or a quotation.
+_SPLIT = re.compile(r"(?<=\w) '(?=(?:s|t|d|m|ll|re|ve|clock|all)\b)")
 _APOSTROPHE = re.compile("[\u2018\u2019\u02bc\u00b4`]")
 _NO_WORD = re.compile(r"[^\w']|_|(?<!\w)'|'(?!\w)")
+
+
+def without_tags(line: str) -> str:
+    """A line of a text corpus without <s> and </s>, which are not spoken, and with one space between words."""
+    return " ".join(_TAG.sub(" ", line).split())
+
+
+def joined(text: str) -> str:
+    """Lower-cased English without the space that its corpus puts into words: `it 's` -> `it's`, `o 'clock` too."""
+    return _SPLIT.sub("'", text)
 
 
 def words_of_english(line: str) -> str:
     """A line of a text corpus as transcripts are written: lower case, words alone; "" if there are none.
 
-    `<s> "WELL," SAID MR. O\u2019NEIL - TWENTY-ONE </s>` -> `well said mr o'neil twenty one`. Digits stay: a corpus for
-    language models spells numbers, as Cantab-TEDLIUM does.
+    `<s> "WELL," SAID MR. O\u2019NEIL - IT 'S TWENTY-ONE </s>` -> `well said mr o'neil it's twenty one`. Digits stay: a
+    corpus for language models spells numbers, as Cantab-TEDLIUM does.
     """
-    line = _APOSTROPHE.sub("'", normalise(_TAG.sub(" ", line)))
+    line = joined(_APOSTROPHE.sub("'", normalise(without_tags(line))))
     return " ".join(_NO_WORD.sub(" ", line).split())
 
 

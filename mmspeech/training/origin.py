@@ -21,7 +21,7 @@ MAY_CHANGE = {
 }  # fmt: skip
 
 # Where files lie is no setting: folders may move. Cuts, encoders, lists of noise and lexicons are compared as inputs.
-PLACES = ("encoder", "init", "data.cuts", "data.valid_cuts", "data.noise.cuts", "tokenizer.lexicon")
+PLACES = ("encoder", "init", "data.cuts", "data.valid_cuts", "data.valid_noise", "data.noise.cuts", "tokenizer.lexicon")
 
 
 def settings(config: object) -> dict[str, Any]:

@@ -23,7 +23,7 @@ vox_ids=         # file with its English clips, one SPEAKER/VIDEO/CLIP per line;
 tedlium=         # folder TEDLIUM_release-3, for plans that pre-train on it
 gigaspeech=      # folder of GigaSpeech, for plans that pre-train on it
 text=            # files of sentences, one per line, .txt or .txt.gz, with commas between, for plans that pre-train on text
-talk_alignments= # folder of TextGrid or CTM files with the phones of TED-LIUM; without, phones are cut or padded to the sound
+talk_alignments= # folder of TextGrid or CTM files with the phones of TED-LIUM; without, a recognizer is tuned to find them; or cut-or-pad
 lexicon=         # file of lines WORD PHONE PHONE ..., instead of CMUdict
 landmarks=       # folder of face landmarks; without it they are detected (bin/setup synth video)
 exp=exp          # folder for everything that is made
@@ -135,10 +135,22 @@ trains() {   # whether there is pre-training to do
 }
 speech="pretrain trainval valid"   # what is pre-trained on, and validated on
 # Sources of sound whose transcripts are read along, as phones; `NAME-valid` are the clips of such a source to validate on.
-paired=$([ -n "$init" ] || plan sources "$last" | awk -F '\t' '$2 != "phone2unit" && $4 ~ /text/ { print $1 }')
+taken=$([ -n "$init" ] || plan sources "$last")
+paired=$(awk -F '\t' '$2 != "phone2unit" && $4 ~ /text/ { print $1 }' <<< "$taken")
+# Phones of these in time (VATLM Sec. III-C): from a folder, or by a recognizer of phones, tuned before the iteration that
+# reads them on the model of the one before; cut-or-pad is the public code's way.
+aligner= joins=1
+if [ -n "$paired" ] && [ -z "$talk_alignments" ]; then
+  until plan sources "$joins" | cut -f 1 | grep -qxF "$paired"; do joins=$((joins + 1)); done
+  aligner=$(plan aligner)
+  [ -n "$aligner" ] && [ "$joins" -gt 1 ] || stop "--talk-alignments: missing, and $conf tunes no \`aligner:\` before iteration $joins, which reads phones; give a folder of TextGrid or CTM files"
+elif [ "$talk_alignments" = cut-or-pad ] && grep -q $'\tphone2unit\t' <<< "$taken"; then
+  stop "--talk-alignments cut-or-pad: $conf learns from phones and units how text is said, and these have no times; leave it out, or give a folder"
+fi
+phones() { if [ -n "$aligner" ]; then echo "$(iter $((joins - 1)))/phones/$1"; else echo "$exp/$1/phones"; fi; }
 # Where the cuts of a source of the plan lie, and which files of cuts it is.
 place() {
-  if grep -qxF "${1%-valid}" <<< "$paired"; then echo "$exp/${1%-valid}/phones"; return; fi
+  if grep -qxF "${1%-valid}" <<< "$paired"; then phones "${1%-valid}"; return; fi
   case $1 in vox | tedlium | gigaspeech) echo "$exp/$1/mouth" ;; *) echo "$exp/mouth" ;; esac
 }
 parts() {
@@ -155,8 +167,8 @@ can() {   # what, file of cuts, a line that it must have, in words: goes on, or 
 transcribed() { can "$1" "$exp/mouth/cuts_trainval.jsonl.gz" '"text": *"[^"]' "with a transcript"; }
 tested() { transcribed "$1" && can "$1" "$exp/mouth/cuts_test.jsonl.gz" . "to test on"; }
 common=()   # settings of all trainings: validation cuts, where there are any
-settings() {   # file of validation cuts
-  common=(--set "data.valid_cuts=$(listed <<< "$1")")
+settings() {   # files of validation cuts
+  common=(--set "data.valid_cuts=$(printf '%s\n' "$@" | listed)")
   can validation "$exp/mouth/cuts_valid.jsonl.gz" . "to validate on" || common=(--set "data.valid_cuts=[]")
 }
 heard=()   # where the noise of one training lies, if its file names noise
@@ -179,13 +191,19 @@ if begin_stage 1 "cuts: audio as FLAC, transcripts, splits; noise if there is an
     [ -n "$name" ] && [ "$kind" != - ] || continue
     own=($(words <<< "$options"))
     [ "$name" != vox ] || [ -z "$vox_ids" ] || own+=(--ids "$vox_ids")
-    [ "$name" != tedlium ] || [ -z "$talk_alignments" ] || own+=(--alignments "$talk_alignments")
+    [ "$name" != tedlium ] || [[ -z $talk_alignments || $talk_alignments = cut-or-pad ]] || own+=(--alignments "$talk_alignments")
     mmspeech prepare "$kind" "${!name}" "$exp/$name/data" --jobs "$jobs" ${own[@]+"${own[@]}"}
   done <<< "$extra"
   if [ -n "$musan" ]; then
     mmspeech prepare musan "$musan" "$exp/noise" --jobs "$jobs" --babbles "${babbles:-10000}"
   fi
 fi
+
+spell() {   # how: phones of what is read along
+  for name in $paired; do
+    mmspeech extract phones $(files "$exp/$name/mouth" "$(parts "$name") valid") "$(phones "$name")" "$@"
+  done
+}
 
 if begin_stage 2 "mouth tracks; phones of what is read along"; then
   found=()
@@ -195,12 +213,27 @@ if begin_stage 2 "mouth tracks; phones of what is read along"; then
     also=$(! grep -qxF "$name" <<< "$paired" || echo " valid")
     mmspeech extract mouth $(files "$exp/$name/data" "$(parts "$name")$also") "$exp/$name/mouth" --jobs "$jobs"
   done
-  given=(${lexicon:+--lexicon "$lexicon"})
-  [ -n "$talk_alignments" ] || given+=(--durations cut-or-pad)   # the public VATLM's way
-  for name in $paired; do
-    mmspeech extract phones $(files "$exp/$name/mouth" "$(parts "$name") valid") "$exp/$name/phones" ${given[@]+"${given[@]}"}
-  done
+  given=()
+  if [ "$talk_alignments" = cut-or-pad ]; then
+    given=(--durations cut-or-pad)
+    [ -z "$lexicon" ] || given+=(--lexicon "$lexicon")
+  fi
+  [ -n "$aligner" ] || spell ${given[@]+"${given[@]}"}
 fi
+
+# Files of a list that exist.
+there() { for file in $1; do [ ! -e "$file" ] || echo "$file"; done; }
+
+align() {   # iteration: tunes a recognizer of phones on its model, which finds them in what is read along
+  local at learnt known given=()
+  at=$(iter "$1")
+  learnt=$(for name in $paired; do files "$exp/$name/mouth" "$(parts "$name")"; done)
+  known=$(for name in $paired; do files "$exp/$name/mouth" valid; done)
+  [ -z "$lexicon" ] || given=(--set "tokenizer.lexicon=$(quoted <<< "$lexicon")")
+  train finetune "$aligner" "$at/aligner" --encoder "$at/encoder" --set "data.cuts=$(listed <<< "$learnt")" \
+    --set "data.valid_cuts=$(there "$known" | listed)" ${given[@]+"${given[@]}"}
+  spell --aligner "$at/aligner/model"
+}
 
 # Frames of a source in an iteration: of all that its cuts have (-), or of a subset of streams.
 frames() { echo "$(iter "$1")/features/$2$([ "$3" = - ] || echo "/$3")"; }
@@ -213,7 +246,7 @@ units() {   # iteration, then how frames are made: frames and units of every sou
   ! has "$exp/mouth/cuts_valid.jsonl.gz" . || sources+=$'\nvalid\t-\tnone'
   written=$(grep $'\tphone2unit\t' <<< "$sources" || true)   # text alone: its units come last
   sources=$(grep -v $'\tphone2unit\t' <<< "$sources")
-  for name in ${written:+$paired}; do
+  for name in $(cut -f 1 <<< "$sources" | grep -xF "${paired:--}"); do
     ! has "$(place "$name")/cuts_valid.jsonl.gz" . || sources+=$'\n'"$name-valid"$'\taudio\tnone'
   done
   while IFS=$'\t' read -r name subset learnt settings; do
@@ -239,7 +272,7 @@ units() {   # iteration, then how frames are made: frames and units of every sou
   learnt=$(for name in $paired; do files "$at/units/$name" "$(parts "$name")"; done)
   given=$(for name in $paired; do files "$at/units/$name-valid" valid; done)
   train pretrain "$(plan phone2unit)" "$at/phone2unit" --set data.units=km --set "model.num_units=$(plan clusters | sed -n "${i}p")" \
-    --set "data.cuts=$(listed <<< "$learnt")" --set "data.valid_cuts=$(for file in $given; do [ ! -e "$file" ] || echo "$file"; done | listed)"
+    --set "data.cuts=$(listed <<< "$learnt")" --set "data.valid_cuts=$(there "$given" | listed)"
   mmspeech extract units --from text $(tr ',' '\n' <<< "$text") "$at/units/text" --name km --phone2unit "$at/phone2unit/model" \
     ${lexicon:+--lexicon} ${lexicon:+"$lexicon"}
 }
@@ -251,13 +284,17 @@ if begin_stage 3 "first units: k-means on MFCC frames" && trains "first units" &
 fi
 
 pretrain() {   # iteration, its configuration
-  local name subset learnt rest sources= at place validated=$exp/mouth targets=()
+  local name subset learnt rest sources= at place validated=$exp/mouth known targets=()
   at=$(iter "$1")
   if [ -n "$clustered" ]; then
     validated=$at/units/valid
     targets=(--set data.units=km --set "objective.num_units=$(plan clusters | sed -n "$1p")")
   fi
+  known=("$validated/cuts_valid.jsonl.gz")
   while IFS=$'\t' read -r name subset learnt rest; do
+    if [ -n "$clustered" ] && grep -qxF "$name" <<< "$paired" && has "$(place "$name")/cuts_valid.jsonl.gz" .; then
+      known+=($(files "$at/units/$name-valid" valid))   # else only lips with sound would be validated on
+    fi
     place=$([ -n "$clustered" ] && echo "$at/units/$name" || place "$name")
     if [ "$subset" = phone2unit ]; then
       sources+="{cuts: $(find "$place" -maxdepth 1 -name 'cuts_*.jsonl.gz' | sort | listed)$rest}, "
@@ -265,7 +302,7 @@ pretrain() {   # iteration, its configuration
       sources+="{cuts: $(files "$place" "$(parts "$name")" | listed)$rest}, "
     fi
   done < <(plan sources "$1")
-  settings "$validated/cuts_valid.jsonl.gz"
+  settings "${known[@]}"
   hears "$2"
   train pretrain "$2" "$at" --set "data.sources=[$sources]" ${targets[@]+"${targets[@]}"} "${common[@]}" ${heard[@]+"${heard[@]}"}
 }
@@ -276,6 +313,7 @@ fi
 
 if begin_stage 5 "pre-training, further iterations: features of the last one, units, training" && trains "further iterations"; then
   for i in $(seq 2 "$last"); do
+    [ -z "$aligner" ] || [ "$i" != "$joins" ] || align "$((i - 1))"
     units "$i" --encoder "$(iter $((i - 1)))/encoder" --layer "$(plan units | sed -n "${i}p")"
     pretrain "$i" "$(sed -n "${i}p" <<< "$pretrained")"
   done
@@ -291,7 +329,7 @@ labels() {   # trainval+tedlium: cuts with transcripts, of VoxCeleb2 with those 
   local part
   for part in $(tr '+' '\n' <<< "$1"); do
     case $part in
-      vox) echo "$exp/vox/labels/cuts_pretrain.jsonl.gz" ;;
+      vox) echo "$exp/vox/labels-$heard_by/cuts_pretrain.jsonl.gz" ;;
       tedlium) echo "$exp/tedlium/mouth/cuts_trainval.jsonl.gz" ;;
       *) echo "$exp/mouth/cuts_$part.jsonl.gz" ;;
     esac
@@ -301,17 +339,20 @@ labels() {   # trainval+tedlium: cuts with transcripts, of VoxCeleb2 with those 
 if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; then
   settings "$exp/mouth/cuts_valid.jsonl.gz"
   teacher=$(plan teacher)
-  if [ -n "$teacher" ]; then   # self-training (VATLM Sec. V-B)
+  if [ -n "$teacher" ]; then   # self-training (VATLM Sec. V-B); rows with other teachers share the folder
+    heard_by=$(basename "$teacher" .yaml)
     labelled=$(plan labelled | grep vox | sed -n '1s/+vox//p')
     streams=$(plan teacher-streams)
     hears "$teacher"
-    train finetune "$teacher" "$exp/teacher" --encoder "$encoder" --set "data.cuts=$(labels "$labelled" | listed)" \
+    train finetune "$teacher" "$exp/teacher-$heard_by" --encoder "$encoder" --set "data.cuts=$(labels "$labelled" | listed)" \
       "${common[@]}" ${heard[@]+"${heard[@]}"}
     unheard=$(files "$exp/vox/mouth" "$(parts vox)")
-    mmspeech decode "$exp/teacher/model" "$unheard" "$exp/vox/heard" --modality "$streams" --label teacher \
+    mmspeech decode "$exp/teacher-$heard_by/model" "$unheard" "$exp/vox/heard-$heard_by" --modality "$streams" --label teacher \
       $(plan search | awk 'NF { print "--set"; print }')
-    mmspeech extract pseudo-labels "$unheard" "$exp/vox/heard/pretrain-$streams-clean" "$exp/vox/labels"
+    mmspeech extract pseudo-labels "$unheard" "$exp/vox/heard-$heard_by/pretrain-$streams-clean" \
+      "$exp/vox/labels-$heard_by"
   fi
+  louder=$(plan noisy_validation)
   number=0
   for file in $finetuned; do
     number=$((number + 1))
@@ -322,6 +363,11 @@ if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; t
       sets=(--noise-sets "$exp/noisy-valid")
     fi
     hears "$file"
+    if [ "$louder" = True ] && [ -n "${heard[*]-}" ]; then
+      frozen "$noise" valid -valid
+      kinds=$(for kind in $(words <<< "$noise" | grep :); do echo "$exp/noisy-valid/${kind/:/_}dB.jsonl"; done)
+      sets+=(--set "data.valid_noise=$(listed <<< "$kinds")")
+    fi
     train finetune "$file" "$exp/$(recognizer "$file")" --encoder "$encoder" ${sets[@]+"${sets[@]}"} \
       --set "data.cuts=$(labels "$labelled" | listed)" "${common[@]}" ${heard[@]+"${heard[@]}"}
   done
@@ -352,6 +398,15 @@ if begin_stage 8 "word error rates, table and report" && tested scoring; then
     out=$exp/floor-$text
     mmspeech score floor "$exp/mouth/cuts_trainval.jsonl.gz" "$exp/mouth/cuts_test.jsonl.gz" "${out%-transcript}" --text "$text"
   done
+  if [ -n "$paired" ]; then   # sound, lips and phones of the same clips in one space (VATLM, Figure 3)
+    shown=$exp/mouth inputs=av,a,v given=()
+    if [ -n "$alignments$aligner" ]; then
+      [ -n "$alignments" ] || given=(--aligner "$(iter $((joins - 1)))/aligner/model")
+      mmspeech extract phones "$exp/mouth/cuts_test.jsonl.gz" "$(phones test)" ${given[@]+"${given[@]}"}
+      shown=$(phones test) inputs=av,a,v,text
+    fi
+    mmspeech score modalities "$encoder" "$shown/cuts_test.jsonl.gz" "$(iter "$last")/modalities" --modalities "$inputs"
+  fi
   paper=()
   [ -z "$row" ] || paper=(--against "$row")
   mmspeech score report "$exp" --cuts "$exp/mouth/cuts_test.jsonl.gz" ${paper[@]+"${paper[@]}"}

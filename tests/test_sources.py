@@ -158,8 +158,26 @@ def test_one_batch_holds_audio_visual_and_audio_only_items(corpora):
                     batch.present["video"][i] if "video" in batch.present else 0
                 ) == (name.startswith("av"))
     assert mixed_batches >= 3
-    (_, longest), names = stream(corpora).longest(), stream(corpora).streams()
+    ((_, longest),), names = stream(corpora).longest(), stream(corpora).streams()
     assert longest.ids[0].startswith("av") and longest.present["video"].all() and names == ["audio", "video"]
+
+
+def test_each_set_of_streams_has_a_longest_batch(tmp_path):
+    """1.6 s of sound with a third stream do not hide 1.2 s of lips, which take most memory; sound alone, shorter than
+    either, is part of both; a set of which nothing can be read is passed over."""
+    av = write_cuts(tmp_path / "av", [1.0, 1.2], lips=range(2))
+    also = write_cuts(tmp_path / "also", [1.6, 0.8], emg=True)
+    sound, broken = write_cuts(tmp_path / "sound", [1.1]), write_cuts(tmp_path / "broken", [3.0])
+    next((tmp_path / "broken").glob("*.wav")).unlink()
+    streams = {**STREAMS, "emg": {"reader": "array", "field": "emg"}}
+    sources = [Source(cuts=[cuts]) for cuts in (sound, av, also)]
+    found = [batch for _, batch in stream({}, {}, sources=sources, streams=streams).longest()]
+    shapes = {"+".join(one.streams): tuple(one.streams["audio"].shape[:2]) for one in found}
+    assert shapes == {"audio+video": (3, 30), "audio+emg": (2, 40)}  # as many as fit into 4 s
+    found = list(stream({}, {}, sources=[Source(cuts=[cuts]) for cuts in (broken, av)]).longest())
+    assert [set(batch.streams) for _, batch in found] == [{"audio", "video"}]
+    with pytest.raises(UserError, match="no cut could be used; mend"):
+        list(stream({}, {}, sources=[Source(cuts=[broken])]).longest())
 
 
 def test_lips_alone_are_a_source_too(corpora):

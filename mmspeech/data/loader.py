@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import warnings
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -261,21 +261,36 @@ class TrainingStream:
                     f"{self._names}: no cut of {bad_updates} updates could be used; mend what is said above"
                 )
             if not batches:  # every rank must take part in every update: it gets a cut that does not count
-                batches = [dataclasses.replace(self._first_usable(self.mixture.one_pass(0)), idle=True)]
+                usable = self._first_usable(self.mixture.one_pass(0))
+                if usable is None:
+                    raise self._none_usable()
+                batches = [dataclasses.replace(usable, idle=True)]
             self._ahead.append(ends.popleft())
             yield [(self.name, batch) for batch in batches]
 
-    def longest(self) -> tuple[str, Batch]:
-        """The biggest batch that may come: as many copies as fit of the longest cut among those with most streams.
+    def longest(self) -> Iterator[tuple[str, Batch]]:
+        """The biggest batch that may come of each set of streams: as many copies as fit of the longest cut that has it.
 
-        Looked for among the first `shuffle_cuts` cuts of each source: reading the names of a million takes minutes.
+        Sound with text may last longer than sound with lips and take less memory; a set is left out only where one with
+        more streams is as long. Looked for among the first `shuffle_cuts` cuts of each source: reading the names of a
+        million takes minutes.
         """
-        cuts, streams = self.mixture.first_cuts(self.config.shuffle_cuts), self.config.streams
-        batch = self._first_usable(
-            heapq.nlargest(MAX_BAD, cuts, key=lambda cut: (len(streams_given(cut, streams)), cut.duration))
-        )
-        frames = max(int(lengths.max()) for lengths in batch.lengths.values())
-        return self.name, repeat_item(batch, max(1, int(self.seconds * FRAMES_PER_S / frames)))
+        found: dict[tuple[str, ...], list[tuple[float, int, Cut]]] = defaultdict(list)
+        for number, cut in enumerate(self.mixture.first_cuts(self.config.shuffle_cuts)):
+            heap = found[tuple(streams_given(cut, self.config.streams))]
+            keep = heapq.heappush if len(heap) < MAX_BAD else heapq.heappushpop
+            keep(heap, (self.mixture.span.read_s(cut), -number, cut))
+        tried: list[tuple[tuple[str, ...], int]] = []
+        for names in sorted(found, key=len, reverse=True):
+            batch = self._first_usable(cut for *_, cut in sorted(found[names], reverse=True))
+            if batch is None:
+                continue
+            frames = max(int(lengths.max()) for lengths in batch.lengths.values())
+            if not any(set(names) < set(more) and frames <= most for more, most in tried):
+                tried.append((names, frames))
+                yield self.name, repeat_item(batch, max(1, int(self.seconds * FRAMES_PER_S / frames)))
+        if not tried:
+            raise self._none_usable()
 
     def streams(self) -> list[str]:
         """Those that some cut has, as far as the first `shuffle_cuts` cuts of each source tell."""
@@ -286,13 +301,16 @@ class TrainingStream:
                 break
         return [name for name in self.config.streams if name in found]
 
-    def _first_usable(self, cuts: Iterable[Cut]) -> Batch:
-        """The first of the cuts that can be read, alone. Raises UserError if too many cannot."""
+    def _first_usable(self, cuts: Iterable[Cut]) -> Batch | None:
+        """The first of the cuts that can be read, alone; None if that is none of the first MAX_BAD."""
         for cut in itertools.islice(cuts, MAX_BAD):
             batch = check_loaded(self.dataset[0, CutSet.from_cuts([cut])], self._told)
             if batch is not None:
                 return batch
-        raise UserError(f"{self._names}: no cut could be used; mend what is said above")
+        return None
+
+    def _none_usable(self) -> UserError:
+        return UserError(f"{self._names}: no cut could be used; mend what is said above")
 
     @property
     def _names(self) -> str:

@@ -31,11 +31,12 @@ def run_sh(*words: object, before: str = "", recipe: str = "lrs3") -> subprocess
 
 @pytest.fixture
 def recipe(tmp_path) -> Recipe:
-    """Run the recipe with a stand-in for `mmspeech` that only prints how it was called."""
-    program = tmp_path / "bin" / "mmspeech"
-    program.parent.mkdir()
-    program.write_text('#!/bin/sh\necho "$@"\n')
-    program.chmod(0o755)
+    """Run the recipe with stand-ins for `mmspeech` and `torchrun` that only print how they were called."""
+    for name, line in (("mmspeech", 'echo "$@"'), ("torchrun", 'echo torchrun "$@"')):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{line}\n")
+        program.chmod(0o755)
 
     def run(*words: object) -> subprocess.CompletedProcess:
         return run_sh(*words, "--exp", tmp_path / "exp", before=str(program.parent))
@@ -386,15 +387,18 @@ def test_vatlm_reads_four_kinds_of_data(recipe, tmp_path):
 
 
 def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):
-    """A row of Table I: a teacher of LRS3's labels transcribes VoxCeleb2, then both are tuned on."""
+    """A row of Table I: a teacher of LRS3's labels transcribes VoxCeleb2, on all GPUs; then both are tuned on."""
     write_splits(tmp_path / "exp/mouth", trainval=["yes"], valid=["yes"], test=["no"])
     row = ROOT / "recipes/lrs3/conf/vatlm/rows/table1-large-vox-30h-v-self.yaml"
     words = ["--corpus", "lrs3", "--stage", 6, "--stop-stage", 6, "--row", row]
     for name in ("data", "vox", "tedlium", "gigaspeech", "text"):
         words += [f"--{name}", name]
-    done = recipe("--system", "vatlm", *words)
+    done = recipe("--system", "vatlm", "--nproc", 8, *words)
     assert done.returncode == 0, done.stderr
-    exp, lines = tmp_path / "exp", done.stdout.splitlines()
+    lines = done.stdout.splitlines()
+    on_all = "torchrun --standalone --nproc-per-node 8 -m mmspeech "
+    assert [line.startswith(on_all) for line in lines] == [True, True, False, True]
+    exp, lines = tmp_path / "exp", [line.removeprefix(on_all) for line in lines]
     assert [line.split()[0] for line in lines] == ["finetune", "decode", "extract", "finetune"]
     assert "large-vox-30h-av.yaml" in lines[0] and f"data.cuts=['{exp}/mouth/cuts_trainval.jsonl.gz']" in lines[0]
     assert f"{exp}/vox/mouth/cuts_pretrain.jsonl.gz {exp}/vox/heard --modality audio+video" in lines[1]

@@ -16,7 +16,7 @@ import signal
 import threading
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -361,15 +361,30 @@ class Validation:
     bad: list[str] = field(default_factory=list)  # reasons of the cuts that were set aside, of this rank, each once
 
     def __iter__(self) -> Iterator[tuple[str, Batch]]:
+        for _, batch in self.numbered():
+            if batch is not None:
+                yield self.name, batch
+
+    def numbered(self, done: Collection[int] = ()) -> Iterator[tuple[int, Batch | None]]:
+        """This rank's share of the batches that are not `done`, each with its number; None where no cut was usable.
+
+        Numbers do not depend on the ranks.
+        """
         cuts = cutfiles.open_cuts(self.config.valid_cuts)
         sampler = make_sampler(cuts, self.config, seconds=self.config.max_batch_s, train=False)
-        mine = (cuts for i, cuts in enumerate(sampler) if i % dist.world_size() == dist.rank())
-        for loaded in make_loader(self.dataset, ((0, cuts) for cuts in mine), min(self.config.workers, 1)):
+        left = ((number, cuts) for number, cuts in enumerate(sampler) if number not in done)
+        numbers: deque[int] = deque()
+
+        def plan() -> Iterator[tuple[int, CutSet]]:
+            for number, cuts in itertools.islice(left, dist.rank(), None, dist.world_size()):
+                numbers.append(number)
+                yield 0, cuts
+
+        for loaded in make_loader(self.dataset, plan(), min(self.config.workers, 1)):
             told = set(self.bad)
             batch = check_loaded(loaded, told)
             self.bad = sorted(told)  # before the batch, so that who takes it may stop
-            if batch is not None:
-                yield self.name, batch
+            yield numbers.popleft(), batch
 
 
 def make_loader(dataset: CutDataset, plan: Iterator[tuple[int, CutSet]], workers: int) -> DataLoader:

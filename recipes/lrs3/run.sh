@@ -308,7 +308,7 @@ if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; t
     train finetune "$teacher" "$exp/teacher" --encoder "$encoder" --set "data.cuts=$(labels "$labelled" | listed)" \
       "${common[@]}" ${heard[@]+"${heard[@]}"}
     unheard=$(files "$exp/vox/mouth" "$(parts vox)")
-    mmspeech decode "$exp/teacher/model" "$unheard" "$exp/vox/heard" --modality "$streams" --label teacher \
+    train decode "$exp/teacher/model" "$unheard" "$exp/vox/heard" --modality "$streams" --label teacher \
       $(plan search | awk 'NF { print "--set"; print }')
     mmspeech extract pseudo-labels "$unheard" "$exp/vox/heard/pretrain-$streams-clean" "$exp/vox/labels"
   fi

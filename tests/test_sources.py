@@ -269,6 +269,22 @@ def test_mistakes_in_sources_are_named(tmp_path, settings, message):
         configs.load(conf, Run)
 
 
+def test_a_folder_is_all_files_of_cuts_in_it(tmp_path, capsys):
+    """In order of their names, so that a source of thousands of shards is one word; other files do not count."""
+    for i in (2, 0, 1):
+        write_names(tmp_path / f"text/cuts_s-{i:05d}.jsonl.gz", [1.0] * (i + 1), f"s{i}-")
+    write_names(tmp_path / "text/others.jsonl.gz", [1.0], "no")
+    source = Source(cuts=[tmp_path / "text", write_names(tmp_path / "one.jsonl.gz", [1.0], "one")])
+    mixed = Mixture([source], Span(min_s=0.2, max_s=80.0))
+    assert [cut.id[:2] for cut in mixed.one_pass(0)] == ["s0", "s1", "s1", "s2", "s2", "s2", "on"]
+    (tmp_path / "empty").mkdir()
+    for name, words in (("empty", "no file cuts_"), ("missing", "no such file or folder")):
+        source = f"data.sources=[{{cuts: [{tmp_path / name}]}}]"
+        conf = write_run(tmp_path / "a.yaml", PRETRAIN, {"data.streams": STREAMS})
+        assert command("pretrain", conf, tmp_path / "exp", "--set", source) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_units_must_come_from_what_the_source_gives(corpora, tmp_path):
     """Sound's clusters as targets of lips alone, in iteration 1: the message tells the rule and the way out."""
     labelled = tmp_path / "labelled.jsonl.gz"

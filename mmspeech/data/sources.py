@@ -33,7 +33,7 @@ from mmspeech.seeds import numpy_rng
 class Source:
     """Cuts that are trained on, and how much and what of them."""
 
-    cuts: list[Path]  # files of cuts
+    cuts: list[Path]  # files of cuts, or folders: all cuts_*.jsonl.gz in them
     weight: float | None = (
         None  # share of the seconds of a pass, beside the other sources' weights; all or none have one
     )
@@ -104,7 +104,7 @@ class Mixture:
 
     def run(self, source: Source, number: int = 0) -> CutSet:
         """All cuts of a source, given for the `number`-th time."""
-        cuts = cutfiles.open_cuts(source.cuts)
+        cuts = cutfiles.open_cuts(cutfiles.files_in(source.cuts))
         if self.span.first is not None:
             cuts = cuts.subset(first=self.span.first)
         cuts = cuts.filter(self.span.holds)

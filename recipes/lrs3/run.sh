@@ -260,7 +260,7 @@ pretrain() {   # iteration, its configuration
   while IFS=$'\t' read -r name subset learnt rest; do
     place=$([ -n "$clustered" ] && echo "$at/units/$name" || place "$name")
     if [ "$subset" = phone2unit ]; then
-      sources+="{cuts: $(find "$place" -maxdepth 1 -name 'cuts_*.jsonl.gz' | sort | listed)$rest}, "
+      sources+="{cuts: $(listed <<< "$place")$rest}, "   # the folder: an argument of a command holds 128 KiB
     else
       sources+="{cuts: $(files "$place" "$(parts "$name")" | listed)$rest}, "
     fi

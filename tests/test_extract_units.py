@@ -77,6 +77,9 @@ def test_text_becomes_cuts_with_four_phone_ids_on_each_unit(world, tmp_path):
     assert names == [f"cuts_text-0000{i}.jsonl.gz" for i in range(3)]
     cuts = list(open_cuts(sorted((tmp_path / "out").glob("cuts_*"))))
     assert [cut.id for cut in cuts] == [f"text-{i:09d}" for i in range(1, 13)]
+    noted = json.loads((tmp_path / "out" / "sizes.json").read_text())
+    assert noted.keys() == set(names) and sum(sum(one["durations"].values()) for one in noted.values()) == 12
+    assert {float(s) for name in names for s in noted[name]["durations"]} == {cut.duration for cut in cuts}
     for cut, line in zip(cuts, sentences(12), strict=True):
         phones, found = cut.load_custom("phones"), units.read_units(cut, "km")
         assert phones.shape == (len(found), 4) and phones.dtype == np.uint8 and found.dtype == np.int32

@@ -11,6 +11,7 @@ from lhotse import MonoCut
 
 from mmspeech import config as configs
 from mmspeech import dist
+from mmspeech.data import sizes
 from mmspeech.data.audio import num_frames
 from mmspeech.data.cutfiles import open_cuts, writing_cuts
 from mmspeech.data.loader import DataConfig, TrainingStream, make_reading
@@ -283,6 +284,26 @@ def test_a_folder_is_all_files_of_cuts_in_it(tmp_path, capsys):
         conf = write_run(tmp_path / "a.yaml", PRETRAIN, {"data.streams": STREAMS})
         assert command("pretrain", conf, tmp_path / "exp", "--set", source) == 2
         assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("span", [{}, {"min_s": 1.9, "max_s": 12.0}, {"trim_s": 1.7}])
+def test_noted_sizes_are_those_of_the_cuts(tmp_path, monkeypatch, span):
+    """With any bounds and trims, to the last bit, without reading a cut; a note of another file does not count."""
+    rng = np.random.default_rng(0)
+    durations = {name: [round(float(one), 3) for one in rng.uniform(0.5, 20, 300)] for name in ("a", "b")}
+    names = {name: write_names(tmp_path / f"cuts_{name}.jsonl.gz", some, name) for name, some in durations.items()}
+    weights = {"a": 1, "b": 2}
+    counted = mixture(names, weights, **span)
+    ids = [cut.id for cut in counted.one_pass(0)]
+    sizes.write_note(tmp_path, {path.name: Counter(durations[name]) for name, path in names.items()})
+    with monkeypatch.context() as patch:
+        patch.setattr(sizes.cutfiles, "is_empty", lambda path: pytest.fail(f"{path} was read"))
+        assert sizes.durations_of([names["a"], names["b"]]) == Counter(durations["a"]) + Counter(durations["b"])
+    noted = mixture({"a": names["a"], "b": names["b"]}, weights, **span)
+    assert noted.sizes == counted.sizes and noted.rates == counted.rates
+    assert [cut.id for cut in noted.one_pass(0)] == ids
+    write_names(names["b"], durations["b"][:100], "b")
+    assert mixture(names, weights, **span).sizes != counted.sizes
 
 
 def test_units_must_come_from_what_the_source_gives(corpora, tmp_path):

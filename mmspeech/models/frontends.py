@@ -87,7 +87,7 @@ class PhoneFrontend(nn.Module):
         """(n, T, 4) whole numbers -> (n, T, D), zero behind `lengths` (n,), where a text ends before the sound."""
         embedded = self.embedding(x.long().flatten(1)).transpose(1, 2)  # (n, D, 4T)
         y = self.conv2(torch.relu(self.conv1(embedded))).transpose(1, 2)  # (n, T, D)
-        return y.masked_fill(~valid_frames(lengths.to(y.device), y.shape[1])[:, :, None], 0.0)
+        return y.masked_fill(~valid_frames(lengths.to(y.device, non_blocking=True), y.shape[1])[:, :, None], 0.0)
 
 
 class NoFrontend(nn.Module):

@@ -136,7 +136,7 @@ def test_validation_list_and_alignments_reach_the_preparation_of_lrs3_alone(reci
 
 
 def test_a_plan_with_three_corpora_takes_each_for_what_it_is(recipe, tmp_path):
-    """u-HuBERT's data: TED-LIUM's sound joins in iteration 5, and no codebook is learnt from it."""
+    """u-HuBERT's data: TED-LIUM's sound joins in iteration 5, its frames neither clustered nor stored."""
     words = ["--corpus", "lrs3", "--data", "lrs3", "--musan", "m", "--conf", CONF / "uhubert-large-td.yaml"]
     done = recipe(*words)
     assert (done.returncode, done.stdout) == (2, "") and "--vox: missing, but" in done.stderr
@@ -161,7 +161,10 @@ def test_a_plan_with_three_corpora_takes_each_for_what_it_is(recipe, tmp_path):
     vox, ted = f"'{exp}/iter5/units/vox/cuts_pretrain.jsonl.gz'", f"'{exp}/iter5/units/tedlium/cuts_trainval.jsonl.gz'"
     assert f"data.sources=[{{cuts: [{own}]}}, {{cuts: [{vox}]}}, {{cuts: [{ted}]}}, ]" in runs[4]
     assert "tedlium" not in runs[3] and f"data.valid_cuts=['{exp}/iter5/units/valid/cuts_valid.jsonl.gz']" in runs[4]
-    assert f"iter5/features/tedlium --encoder {exp}/iter4/encoder --layer 12" in done.stdout
+    label = f"extract units {exp}/tedlium/mouth/cuts_trainval.jsonl.gz {exp}/iter5/units/tedlium --name km "
+    assert f"{label}--encoder {exp}/iter4/encoder --layer 12 --codebook {exp}/iter5/codebook" in lines
+    assert lines.index(fits[4]) < next(i for i, line in enumerate(lines) if line.startswith(label))
+    assert "features/tedlium" not in done.stdout
 
 
 def test_sound_of_some_clips_joins_lips_and_sound_of_others(recipe, tmp_path):
@@ -171,12 +174,12 @@ def test_sound_of_some_clips_joins_lips_and_sound_of_others(recipe, tmp_path):
     done = recipe("--conf", CONF / "synth-mixed.yaml", "--stage", 3, "--stop-stage", 5)
     assert done.returncode == 0, done.stderr
     features = [line for line in done.stdout.splitlines() if line.startswith("extract features")]
-    assert [line.split()[2].rpartition("/")[2] for line in features] == 2 * [
-        f"cuts_{name}.jsonl.gz" for name in ("trainval", "pretrain", "valid")
+    assert [line.split()[2].rpartition("/")[2] for line in features] == [
+        f"cuts_{name}.jsonl.gz" for name in ("trainval", "pretrain", "valid", "trainval", "valid")
     ]
-    assert [line.partition("--modalities ")[2] for line in features] == ["", "", "", "", "audio", ""]
-    label = f"cluster label {exp}/iter2/features/pretrain/audio/cuts_pretrain.jsonl.gz {exp}/iter2/codebook"
-    assert f"{label} {exp}/iter2/units/pretrain --name km" in done.stdout
+    (label,) = (line for line in done.stdout.splitlines() if line.startswith("extract units"))
+    assert label.startswith(f"extract units {exp}/mouth/cuts_pretrain.jsonl.gz {exp}/iter2/units/pretrain --name km")
+    assert label.endswith(f"--codebook {exp}/iter2/codebook --modalities audio")
     runs = [line for line in done.stdout.splitlines() if line.startswith("pretrain ")]
     assert all("/units/pretrain/cuts_pretrain.jsonl.gz'], streams: [audio]}, ]" in line for line in runs)
     done = recipe("--conf", CONF / "synth-mixed.yaml", "--vox", "v", "--stage", 3)
@@ -362,16 +365,15 @@ def test_vatlm_reads_four_kinds_of_data(recipe, tmp_path):
         f"extract phones {mouth}/cuts_trainval.jsonl.gz {mouth}/cuts_valid.jsonl.gz {exp}/tedlium/phones"
     ]
     second = f"{exp}/iter2"
-    assert any(
-        f"{exp}/tedlium/phones/cuts_trainval.jsonl.gz {second}/features/tedlium" in line
-        and "--modalities audio" in line
-        for line in given("extract features")
-    )
+    assert not any(f"{second}/features/{name} " in done.stdout for name in ("tedlium", "gigaspeech"))
     (learnt,) = (line for line in given("pretrain") if "phone2unit" in line)
     assert f"'{second}/units/tedlium/cuts_trainval.jsonl.gz'" in learnt and "model.num_units=200" in learnt
+    by = f"--name km --encoder {exp}/iter1/encoder --layer 3 --codebook {second}/codebook --modalities audio"
     assert given("extract units") == [
+        f"extract units {exp}/tedlium/phones/cuts_trainval.jsonl.gz {second}/units/tedlium {by}",
+        f"extract units {exp}/gigaspeech/mouth/cuts_trainval.jsonl.gz {second}/units/gigaspeech {by}",
         f"extract units --from text {corpus}/text/sentences.txt {second}/units/text --name km "
-        f"--phone2unit {second}/phone2unit/model"
+        f"--phone2unit {second}/phone2unit/model",
     ]
     last = given("pretrain")[-1]
     for source in (

@@ -210,19 +210,20 @@ units() {   # iteration, then how frames are made: frames and units of every sou
   at=$(iter "$i")
   shift
   sources=$(plan sources "$i")
-  ! has "$exp/mouth/cuts_valid.jsonl.gz" . || sources+=$'\nvalid\t-\tnone'
+  ! has "$exp/mouth/cuts_valid.jsonl.gz" . || sources+=$'\nvalid\t-\tvalid'
   written=$(grep $'\tphone2unit\t' <<< "$sources" || true)   # text alone: its units come last
   sources=$(grep -v $'\tphone2unit\t' <<< "$sources")
   for name in ${written:+$paired}; do
-    ! has "$(place "$name")/cuts_valid.jsonl.gz" . || sources+=$'\n'"$name-valid"$'\taudio\tnone'
+    ! has "$(place "$name")/cuts_valid.jsonl.gz" . || sources+=$'\n'"$name-valid"$'\taudio\tvalid'
   done
   while IFS=$'\t' read -r name subset learnt settings; do
+    [ "$learnt" != none ] || continue   # labelled below, in one pass: frames of GigaSpeech would take 500 GB
     inputs=$(files "$(place "$name")" "$(parts "$name")")
     given=()
     [ "$subset" = - ] || given=(--modalities "$subset")
     mmspeech extract features $inputs "$at/features/$name" "$@" ${given[@]+"${given[@]}"}
     case $learnt in
-      none) ;;
+      valid) ;;
       same) book+=($(files "$(frames "$i" "$name" "$subset")" "$(parts "$name")")) ;;
       *)
         mmspeech extract features $inputs "$at/codebook-features/$name" "$@" --modalities "$learnt"
@@ -232,7 +233,13 @@ units() {   # iteration, then how frames are made: frames and units of every sou
   done <<< "$sources"
   mmspeech cluster fit "${book[@]}" "$at/codebook" --clusters "$(plan clusters | sed -n "${i}p")" $(plan cluster | words)
   while IFS=$'\t' read -r name subset learnt settings; do
-    mmspeech cluster label $(files "$(frames "$i" "$name" "$subset")" "$(parts "$name")") "$at/codebook" "$at/units/$name" --name km
+    if [ "$learnt" = none ]; then
+      given=()
+      [ "$subset" = - ] || given=(--modalities "$subset")
+      mmspeech extract units $(files "$(place "$name")" "$(parts "$name")") "$at/units/$name" --name km "$@" --codebook "$at/codebook" ${given[@]+"${given[@]}"}
+    else
+      mmspeech cluster label $(files "$(frames "$i" "$name" "$subset")" "$(parts "$name")") "$at/codebook" "$at/units/$name" --name km
+    fi
   done <<< "$sources"
   [ -n "$written" ] || return 0
   # Phones and units of speech teach a model that gives text alone its units (VATLM Sec. III-C).

@@ -13,6 +13,9 @@ import yaml
 from cuts import FINETUNE, PRETRAIN, write_run
 
 from mmspeech import config as configs
+from mmspeech import plan
+from mmspeech.claim_runs import Runs
+from mmspeech.claim_terms import Claims
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "recipes/lrs3/conf/uhubert"
@@ -383,6 +386,23 @@ def test_vatlm_reads_four_kinds_of_data(recipe, tmp_path):
         f"{{cuts: ['{second}/units/gigaspeech/cuts_trainval.jsonl.gz'], streams: [audio], weight: 0.15}}",
     ):
         assert source in last, last
+
+
+@pytest.mark.parametrize("name", ["vatlm/synth", "uhubert/synth-mixed"])
+def test_claims_train_on_what_run_sh_trains_on(recipe, tmp_path, name):
+    """Sources of a plan's last iteration, their files, streams and weights: one plan, two who read it."""
+    exp, conf = tmp_path / "exp", ROOT / f"recipes/lrs3/conf/{name}.yaml"
+    write_splits(exp / "mouth", pretrain=["a"], trainval=["b"], valid=["c"], test=["d"])
+    done = recipe("--system", name.partition("/")[0], "--conf", conf, "--stage", 5, "--stop-stage", 5)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("pretrain ")][-1].split(" --set ")
+    ours = configs.load(ROOT / "recipes/lrs3/conf/claims" / f"{name.partition('/')[0]}.yaml", Claims)
+    sets = Runs(ours, conf.parent, tmp_path, nproc=1)._data(exp, plan.load(conf), [])
+
+    def sources(words: list[str]) -> object:
+        return yaml.safe_load(next(word for word in words if word.startswith("data.sources=")).partition("=")[2])
+
+    assert sources(said) == sources(sets) and len(sources(said)) > 1
 
 
 def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmspeech import config as configs
-from mmspeech.batch import valid_frames
+from mmspeech.batch import STACK, valid_frames
 from mmspeech.blocks.resnet import Activation, LipResNet
 from mmspeech.errors import UserError
 
@@ -78,7 +78,7 @@ class PhoneFrontend(nn.Module):
     def __init__(self, dim: int, size: int) -> None:
         """`size`: ids; also that of padding has a trained row."""
         super().__init__()
-        self.item_shape, self.item_dtype, self.item_limit = (4,), torch.uint8, size
+        self.item_shape, self.item_dtype, self.item_limit = (STACK,), torch.uint8, size
         self.embedding = nn.Embedding(size, dim)
         self.conv1 = nn.Conv1d(dim, dim, 3, stride=2, padding=1)
         self.conv2 = nn.Conv1d(dim, dim, 3, stride=2, padding=1)

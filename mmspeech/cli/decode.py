@@ -98,20 +98,20 @@ def run(
         if noise:
             raise UserError("--noise-grid: names the noises; leave out --noise and --all, or --noise-grid")
         modality, noise = modality or "av,a", "clean,grid"
-    asked = list(conditions(loaded, modality or "av", noise or "clean", cuts, noise_sets))
+    wanted = list(conditions(loaded, modality or "av", noise or "clean", cuts, noise_sets))
     folders: list[Path] = []  # the call from Python wants to know
-    for condition in possible(asked, loaded, cuts):
+    for condition in possible(wanted, loaded, cuts):
         folders += [out / (condition.name + one.suffix) for one in searches]
         inputs = [model, cuts, *([condition.noise_file] if condition.noise_file else [])]
         stages = list(due(searches, condition, inputs, out, label, strict))
         if not stages:
             continue
         frozen = FrozenNoise(condition.noise_file) if condition.noise_file else None
-        wanted = [one.config for one, _ in stages]
-        about = {"searches": [configs.plain(one) for one in wanted], "streams": condition.streams, "s": batch_seconds}
-        parts = files.Stage(out / f".parts-{condition.name}", inputs=inputs, settings=about, anew=True)
+        settings = [one.config for one, _ in stages]
+        key = {"searches": [configs.plain(one) for one in settings], "streams": condition.streams, "s": batch_seconds}
+        parts = files.Stage(out / f".parts-{condition.name}", inputs=inputs, settings=key, anew=True)
         outputs = decode(
-            loaded, tokenizer, cuts, condition.streams, frozen, wanted, parts,
+            loaded, tokenizer, cuts, condition.streams, frozen, settings, parts,
             title=condition.name, batch_s=batch_seconds, workers=workers, device=where, strict=strict,
         )  # fmt: skip
         if not dist.is_first():

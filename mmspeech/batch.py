@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+STACK = 4  # at 100 Hz in a frame of 25 Hz: of sound before stacking, and ids of phones
+
 
 @dataclass
 class Batch:

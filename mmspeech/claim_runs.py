@@ -71,9 +71,8 @@ class Runs:
         for line in source_lines(used, last, settings.pseudo_labels, settings.codebook):
             name, subset, _, rest = line.split("\t")
             place = units / name if settings.clusters_units else mouth
-            if subset == PHONE2UNIT:  # shards, as many as there are lines for
-                cuts = sorted(place.glob("cuts_*.jsonl.gz"))
-            else:
+            cuts = [place]  # of text: its shards, as many as there are lines for
+            if subset != PHONE2UNIT:
                 cuts = [place / f"cuts_{part}.jsonl.gz" for part in PARTS.get(name, name).split("+")]
             sources.append(f"{{cuts: [{', '.join(map(_text, cuts))}]{rest}}}")
         valid = units / "valid" if settings.clusters_units else mouth

@@ -45,6 +45,13 @@ PRETRAIN = {
     },
     "training": {"updates": 2, "lr": 0.01, "log_every": 1, "validate_every": 5, "checkpoint_every": 3},
 }
+# The same with phones; changes to PRETRAIN.
+VATLM = {
+    "system": "vatlm",
+    "model.streams.text": {"frontend": "phones", "size": 46},
+    "data.streams.text": {"reader": "phones"},
+    "objective": {"num_units": 7},
+}
 FINETUNE = {
     "task": "seq2seq",
     "valid_streams": ["audio+video", "audio", "video"],
@@ -94,10 +101,12 @@ def write_cuts(
     rate: int = 16000,
     texts: list[str] | None = None,
     lips: Collection[int] = (),
+    phones: Collection[int] = (),
+    silent: Collection[int] = (),
 ) -> Path:
     """A file of cuts with noise for sound, random units at 25 Hz and, if asked, an 8-channel stream `emg`.
 
-    The cuts whose numbers are in `lips` have a mouth track.
+    The cuts whose numbers are in `lips` have a mouth track, those in `phones` have phones, those in `silent` no sound.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -121,6 +130,10 @@ def write_cuts(
                 cut = _attach(cut, arrays, "emg", rng.standard_normal((frames, 8)).astype(np.float32))
             if i in lips:
                 cut = _attach(cut, mouths, "mouth", rng.integers(0, 256, (frames, 96, 96)).astype(np.uint8))
+            if i in phones:
+                cut = _attach(cut, arrays, "phones", rng.integers(4, 45, (frames, 4)).astype(np.uint8))
+            if i in silent:
+                cut.recording = None
             writer.write(cut)
     return path
 

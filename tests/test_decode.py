@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from cuts import PRETRAIN, command, write_cuts
+from training_toys import on_ranks
 
 from mmspeech import config as configs
-from mmspeech.cli import beams
+from mmspeech.cli import beams, decode_parts
 from mmspeech.data.frozen_noise import FrozenNoise
+from mmspeech.data.loader import DataConfig, make_reading, validation_batches
 from mmspeech.data.noise import CATEGORIES, find_kinds, parse_kinds
 from mmspeech.data.text import TokenizerConfig, train_tokenizer
 from mmspeech.errors import UserError
@@ -197,6 +199,92 @@ def test_joint_search_is_a_setting(world, decoded, tmp_path):
     joint = lines_of(tmp_path / "joint/test-a-clean")
     assert [line["id"] for line in plain] == [line["id"] for line in joint]
     assert [line["score"] for line in plain] != [line["score"] for line in joint]
+
+
+SLOWLY = ["--modality", "a", "--workers", 0, "--batch-seconds", 1, "--set", "max_length_ratio=0.3", "--beam", "1,3"]
+
+
+def stop_in_batch(number: int, monkeypatch) -> list[int]:
+    """A decoding breaks off in its `number`-th batch, and each batch is a part; returns a list that counts them."""
+    begun: list[int] = []
+    encode = AVEncoder.encode
+
+    def breaking(*args, **more):
+        begun.append(len(begun) + 1)
+        if begun[-1] == number:
+            raise RuntimeError("killed")
+        return encode(*args, **more)
+
+    monkeypatch.setattr(decode_parts, "PART_S", 0.0)
+    monkeypatch.setattr(AVEncoder, "encode", breaking)
+    return begun
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    """Eight cuts, the sound of one of which is gone."""
+    cuts = write_cuts(tmp_path / "many", [0.5 + 0.05 * i for i in range(8)], name="cuts_many.jsonl.gz", units=None)
+    (tmp_path / "many/cuts_many.jsonl.gz-7.wav").unlink()
+    return cuts
+
+
+def texts_of(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.jsonl")}
+
+
+def test_a_stopped_decoding_goes_on_where_it_was(world, many, tmp_path, monkeypatch, capsys):
+    """The files of an uninterrupted one, to the byte; no batch is decoded twice, and no part is left behind."""
+    assert command("decode", world.model, many, tmp_path / "whole", *SLOWLY) == 0
+    out = tmp_path / "stopped"
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        stop_in_batch(4, patch)
+        command("decode", world.model, many, out, *SLOWLY)
+    assert [path.name for path in out.iterdir()] == [".parts-many-a-clean"]
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        rest = stop_in_batch(-1, patch)
+        assert command("decode", world.model, many, out, *SLOWLY) == 0
+    assert "many-a-clean: 3 batches are decoded already; going on" in capsys.readouterr().err
+    assert texts_of(out) == texts_of(tmp_path / "whole") and len(texts_of(out)) == 6
+    assert names(out) == {"many-a-clean-beam1", "many-a-clean-beam3"} and len(rest) + 3 == batches_of(many)
+    facts = [json.loads((one / "many-a-clean-beam3/decode.json").read_text()) for one in (out, tmp_path / "whole")]
+    assert facts[0]["audio_seconds"] == facts[1]["audio_seconds"] and facts[0]["set_aside"] == 1
+
+
+def batches_of(cuts: Path) -> int:
+    config = DataConfig(valid_cuts=[cuts], streams={"audio": {"reader": "logmel"}}, batch_s=1, max_batch_s=1, workers=0)
+    return sum(1 for _ in validation_batches(config, make_reading(config, seed=0, train=False)))
+
+
+def test_parts_of_another_decoding_are_not_taken_for_ones_own(world, many, tmp_path, monkeypatch, capsys):
+    """Another search, other batches: begun anew. --strict tells what is not readable, and leaves nothing."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        stop_in_batch(batches_of(many), patch)
+        command("decode", world.model, many, out, *SLOWLY)
+    for change in (["--set", "length_penalty=0.5"], ["--batch-seconds", 2]):
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+            stop_in_batch(2, patch)
+            command("decode", world.model, many, out, *SLOWLY, *change)
+        assert "going on" not in capsys.readouterr().err
+    assert command("decode", world.model, many, out, *SLOWLY, "--strict") == 2
+    assert "clip007" in capsys.readouterr().err.splitlines()[-1] and not out.exists()
+
+
+def decode_on(folder: str, model: str, cuts: str) -> None:
+    """On each of two ranks: what one rank had begun."""
+    command("decode", model, cuts, folder, *SLOWLY)
+
+
+def test_two_ranks_end_what_one_began(world, many, tmp_path, monkeypatch):
+    """Each decodes its share of what is left; the first writes all of it."""
+    assert command("decode", world.model, many, tmp_path / "whole", *SLOWLY) == 0
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        stop_in_batch(3, patch)
+        command("decode", world.model, many, tmp_path / "out", *SLOWLY)
+    for done in on_ranks(2, "test_decode:decode_on", tmp_path / "out", world.model, many, timeout=300):
+        assert done.returncode == 0, done.stderr
+    assert texts_of(tmp_path / "out") == texts_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -161,26 +161,35 @@ def test_lists_that_cannot_be_read_are_one_line(giga, tmp_path, monkeypatch):
         gigaspeech.prepare(tmp_path / "nowhere", tmp_path / "out")
 
 
-def test_gigaspeech_recordings_that_cannot_be_used_are_set_aside(giga, tmp_path):
-    """Times beyond the sound, a segment without its times, nothing but music: each with its reason."""
+def test_gigaspeech_segments_that_cannot_be_used_are_set_aside(giga, tmp_path):
+    """Times beyond the sound, times before it, no times: the other segments of the recording stay. A recording of
+    nothing but music is set aside as a whole. Each with its reason."""
     path = giga / "GigaSpeech.json"
     tree = json.loads(path.read_text())
     first, second = tree["audios"][:2]
     first["segments"][2]["end_time"] = 9.0
+    first["segments"].append(segment(3, -0.5, 1.0, "TOO EARLY", "XL"))
     del second["segments"][0]["begin_time"]
     tree["audios"][4]["segments"][0]["text_tn"] = "<MUSIC>"
     path.write_text(json.dumps(tree))
-    gigaspeech.prepare(giga, tmp_path / "out", jobs=1)
-    assert [cut.id for part in ("trainval", "valid", "test") for cut in load(tmp_path / "out", part)] == [
-        "POD1000000001_S0000000"
+    out = tmp_path / "out"
+    gigaspeech.prepare(giga, out, jobs=1)
+    assert [cut.id for part in ("trainval", "valid", "test") for cut in load(out, part)] == [
+        "YOU0000000001_S0000000",
+        "POD1000000001_S0000000",
     ]
-    reasons = "\n".join(rejected(tmp_path / "out"))
-    for part in (
-        "a segment ends at 9.00 s, but",
-        "expected sid, begin_time",
-        "expected segments of speech, found none",
-    ):
-        assert part in reasons, reasons
+    expected = {
+        "YOU0000000001_S0000002": "a segment ends at 9.00 s, but",
+        "S0000003": "expected sid, begin_time, end_time and text_tn (ValueError('-0.5 to 1.0 s') is wrong)",
+        "POD0000000001_S0000000": "expected sid, begin_time, end_time and text_tn (KeyError('begin_time') is wrong)",
+        "YOU1000000001": "expected segments of speech, found none",
+    }
+    lines = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert [line["item"] for line in lines] == list(expected)
+    for line in lines:
+        assert expected[line["item"]] in line["reason"]
+    with pytest.raises(UserError, match=r"S0000002.*--strict stops here"):
+        gigaspeech.prepare(giga, tmp_path / "strict", jobs=1, strict=True)
 
 
 @pytest.fixture(scope="module")

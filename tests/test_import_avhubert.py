@@ -50,7 +50,7 @@ def test_fused_features_are_layer_0(shared, name):
 
 
 def test_phones_of_vatlm_equal_the_public_models(shared):
-    """Embedding and convolutions; phones beside audio, cut to its frames; phones alone."""
+    """Embedding and convolutions; phones beside audio, cut to its frames or ending before them; phones alone."""
     path, io = reference(shared, "tiny_vatlm")
     encoder = load_encoder(path)
     audio, lengths = public_inputs(io, "a")["audio"], io["inputs"]["lengths"]
@@ -62,10 +62,15 @@ def test_phones_of_vatlm_equal_the_public_models(shared):
         alone = encoder.encode({"text": phones}, {"text": torch.tensor([20, 20])}, layers=(0,))
         streams = {"audio": audio, "text": phones[:, :19]}
         paired = encoder.encode(streams, dict.fromkeys(streams, lengths)).frames
+        ending = io["forward"]["a+short_phones.pad"]["phones"].view(2, 9, 4)
+        streams["text"] = torch.nn.functional.pad(ending, (0, 0, 0, 10))  # as `collate` pads what ends early
+        short = encoder.encode(streams, {"audio": lengths, "text": torch.tensor([9, 9])}).frames
     torch.testing.assert_close(alone.frames, io["forward"]["text"]["x"], atol=1e-4, rtol=0)
     torch.testing.assert_close(alone.layers[0], io["forward"]["text"]["features"], atol=1e-4, rtol=0)
     real = torch.arange(19)[None, :] < lengths[:, None]
     torch.testing.assert_close(paired[real], io["forward"]["a+phones.pad"]["x"][real], atol=1e-4, rtol=0)
+    torch.testing.assert_close(short[real], io["forward"]["a+short_phones.pad"]["x"][real], atol=1e-4, rtol=0)
+    assert (short - paired)[real].abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(("name", "facts"), [

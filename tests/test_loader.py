@@ -158,7 +158,7 @@ def test_units_of_another_length_are_set_aside(tmp_path, capsys, cuts):
 
 
 def test_longest_batch_is_the_biggest_that_may_come(cuts):
-    _, batch = stream(cuts).longest()
+    ((_, batch),) = stream(cuts).longest()
     assert batch.streams["audio"].shape[:2] == (1, 55) and len(set(batch.ids)) == len(batch)
 
 

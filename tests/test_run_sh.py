@@ -13,6 +13,9 @@ import yaml
 from cuts import FINETUNE, PRETRAIN, write_run
 
 from mmspeech import config as configs
+from mmspeech import plan
+from mmspeech.claim_runs import Runs
+from mmspeech.claim_terms import Claims, Encoder
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "recipes/lrs3/conf/uhubert"
@@ -31,11 +34,12 @@ def run_sh(*words: object, before: str = "", recipe: str = "lrs3") -> subprocess
 
 @pytest.fixture
 def recipe(tmp_path) -> Recipe:
-    """Run the recipe with a stand-in for `mmspeech` that only prints how it was called."""
-    program = tmp_path / "bin" / "mmspeech"
-    program.parent.mkdir()
-    program.write_text('#!/bin/sh\necho "$@"\n')
-    program.chmod(0o755)
+    """Run the recipe with stand-ins for `mmspeech` and `torchrun` that only print how they were called."""
+    for name, line in (("mmspeech", 'echo "$@"'), ("torchrun", 'echo torchrun "$@"')):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{line}\n")
+        program.chmod(0o755)
 
     def run(*words: object) -> subprocess.CompletedProcess:
         return run_sh(*words, "--exp", tmp_path / "exp", before=str(program.parent))
@@ -135,7 +139,7 @@ def test_validation_list_and_alignments_reach_the_preparation_of_lrs3_alone(reci
 
 
 def test_a_plan_with_three_corpora_takes_each_for_what_it_is(recipe, tmp_path):
-    """u-HuBERT's data: TED-LIUM's sound joins in iteration 5, and no codebook is learnt from it."""
+    """u-HuBERT's data: TED-LIUM's sound joins in iteration 5, its frames neither clustered nor stored."""
     words = ["--corpus", "lrs3", "--data", "lrs3", "--musan", "m", "--conf", CONF / "uhubert-large-td.yaml"]
     done = recipe(*words)
     assert (done.returncode, done.stdout) == (2, "") and "--vox: missing, but" in done.stderr
@@ -160,7 +164,10 @@ def test_a_plan_with_three_corpora_takes_each_for_what_it_is(recipe, tmp_path):
     vox, ted = f"'{exp}/iter5/units/vox/cuts_pretrain.jsonl.gz'", f"'{exp}/iter5/units/tedlium/cuts_trainval.jsonl.gz'"
     assert f"data.sources=[{{cuts: [{own}]}}, {{cuts: [{vox}]}}, {{cuts: [{ted}]}}, ]" in runs[4]
     assert "tedlium" not in runs[3] and f"data.valid_cuts=['{exp}/iter5/units/valid/cuts_valid.jsonl.gz']" in runs[4]
-    assert f"iter5/features/tedlium --encoder {exp}/iter4/encoder --layer 12" in done.stdout
+    label = f"extract units {exp}/tedlium/mouth/cuts_trainval.jsonl.gz {exp}/iter5/units/tedlium --name km "
+    assert f"{label}--encoder {exp}/iter4/encoder --layer 12 --codebook {exp}/iter5/codebook" in lines
+    assert lines.index(fits[4]) < next(i for i, line in enumerate(lines) if line.startswith(label))
+    assert "features/tedlium" not in done.stdout
 
 
 def test_sound_of_some_clips_joins_lips_and_sound_of_others(recipe, tmp_path):
@@ -170,12 +177,12 @@ def test_sound_of_some_clips_joins_lips_and_sound_of_others(recipe, tmp_path):
     done = recipe("--conf", CONF / "synth-mixed.yaml", "--stage", 3, "--stop-stage", 5)
     assert done.returncode == 0, done.stderr
     features = [line for line in done.stdout.splitlines() if line.startswith("extract features")]
-    assert [line.split()[2].rpartition("/")[2] for line in features] == 2 * [
-        f"cuts_{name}.jsonl.gz" for name in ("trainval", "pretrain", "valid")
+    assert [line.split()[2].rpartition("/")[2] for line in features] == [
+        f"cuts_{name}.jsonl.gz" for name in ("trainval", "pretrain", "valid", "trainval", "valid")
     ]
-    assert [line.partition("--modalities ")[2] for line in features] == ["", "", "", "", "audio", ""]
-    label = f"cluster label {exp}/iter2/features/pretrain/audio/cuts_pretrain.jsonl.gz {exp}/iter2/codebook"
-    assert f"{label} {exp}/iter2/units/pretrain --name km" in done.stdout
+    (label,) = (line for line in done.stdout.splitlines() if line.startswith("extract units"))
+    assert label.startswith(f"extract units {exp}/mouth/cuts_pretrain.jsonl.gz {exp}/iter2/units/pretrain --name km")
+    assert label.endswith(f"--codebook {exp}/iter2/codebook --modalities audio")
     runs = [line for line in done.stdout.splitlines() if line.startswith("pretrain ")]
     assert all("/units/pretrain/cuts_pretrain.jsonl.gz'], streams: [audio]}, ]" in line for line in runs)
     done = recipe("--conf", CONF / "synth-mixed.yaml", "--vox", "v", "--stage", 3)
@@ -365,9 +372,6 @@ def test_vatlm_reads_four_kinds_of_data(recipe, tmp_path):
     """Phones of what is read along, units of all by one codebook, those of text by a model that learns from speech."""
     exp = tmp_path / "exp"
     write_splits(exp / "mouth", trainval=["yes"], valid=["yes"], test=["no"])
-    shard = exp / "iter2/units/text/cuts_sentences-00000.jsonl.gz"
-    shard.parent.mkdir(parents=True)
-    shard.write_bytes(b"")
     done = recipe("--system", "vatlm", "--stop-stage", 5)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -384,16 +388,15 @@ def test_vatlm_reads_four_kinds_of_data(recipe, tmp_path):
         f"extract phones {mouth}/cuts_trainval.jsonl.gz {mouth}/cuts_valid.jsonl.gz {exp}/tedlium/phones"
     ]
     second = f"{exp}/iter2"
-    assert any(
-        f"{exp}/tedlium/phones/cuts_trainval.jsonl.gz {second}/features/tedlium" in line
-        and "--modalities audio" in line
-        for line in given("extract features")
-    )
+    assert not any(f"{second}/features/{name} " in done.stdout for name in ("tedlium", "gigaspeech"))
     (learnt,) = (line for line in given("pretrain") if "phone2unit" in line)
     assert f"'{second}/units/tedlium/cuts_trainval.jsonl.gz'" in learnt and "model.num_units=200" in learnt
+    by = f"--name km --encoder {exp}/iter1/encoder --layer 3 --codebook {second}/codebook --modalities audio"
     assert given("extract units") == [
+        f"extract units {exp}/tedlium/phones/cuts_trainval.jsonl.gz {second}/units/tedlium {by}",
+        f"extract units {exp}/gigaspeech/mouth/cuts_trainval.jsonl.gz {second}/units/gigaspeech {by}",
         f"extract units --from text {corpus}/text/sentences.txt {second}/units/text --name km "
-        f"--phone2unit {second}/phone2unit/model"
+        f"--phone2unit {second}/phone2unit/model",
     ]
     last = given("pretrain")[-1]
     valid = [f"'{second}/units/{name}/cuts_valid.jsonl.gz'" for name in ("valid", "tedlium-valid")]
@@ -401,7 +404,7 @@ def test_vatlm_reads_four_kinds_of_data(recipe, tmp_path):
     for source in (
         "cuts_trainval.jsonl.gz'], weight: 0.5}",
         f"{{cuts: ['{second}/units/tedlium/cuts_trainval.jsonl.gz'], streams: [audio, text], weight: 0.2}}",
-        f"{{cuts: ['{shard}'], streams: [text], weight: 0.15}}",
+        f"{{cuts: ['{second}/units/text'], streams: [text], weight: 0.15}}",
         f"{{cuts: ['{second}/units/gigaspeech/cuts_trainval.jsonl.gz'], streams: [audio], weight: 0.15}}",
     ):
         assert source in last, last
@@ -429,9 +432,7 @@ def test_phones_of_talks_are_found_before_they_are_read(recipe, tmp_path):
     assert spelt.endswith(f"{before}/phones/tedlium --aligner {before}/aligner/model")
     trained = next(line for line in lines if line.startswith("pretrain") and f" {before} " in line)
     assert lines.index(trained) < lines.index(tuned) < lines.index(spelt)
-    assert (
-        f"extract features {before}/phones/tedlium/cuts_trainval.jsonl.gz {exp}/iter5/features/tedlium " in done.stdout
-    )
+    assert f"extract units {before}/phones/tedlium/cuts_trainval.jsonl.gz {exp}/iter5/units/tedlium " in done.stdout
     done = recipe(*words, "--talk-alignments", "grids", "--stage", 2, "--stop-stage", 2)
     (spelt,) = (line for line in done.stdout.splitlines() if line.startswith("extract phones "))
     assert spelt.endswith(f"{exp}/tedlium/phones") and not done.stderr.count("error")
@@ -484,8 +485,25 @@ def test_a_row_in_noise_selects_in_noise(recipe, tmp_path):
     assert len(listed) == frozen.count("--noise ") == 15 and f"'{exp}/noisy-valid/music_-10dB.jsonl'" in listed
 
 
+@pytest.mark.parametrize("name", ["vatlm/synth", "uhubert/synth-mixed"])
+def test_claims_train_on_what_run_sh_trains_on(recipe, tmp_path, name):
+    """Sources of a plan's last iteration, their files, streams and weights: one plan, two who read it."""
+    exp, conf = tmp_path / "exp", ROOT / f"recipes/lrs3/conf/{name}.yaml"
+    write_splits(exp / "mouth", pretrain=["a"], trainval=["b"], valid=["c"], test=["d"])
+    done = recipe("--system", name.partition("/")[0], "--conf", conf, "--stage", 5, "--stop-stage", 5)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("pretrain ")][-1].split(" --set ")
+    ours = configs.load(ROOT / "recipes/lrs3/conf/claims" / f"{name.partition('/')[0]}.yaml", Claims)
+    sets = Runs(ours, conf.parent, tmp_path, nproc=1)._data(exp, plan.load(conf), Encoder(conf=""))
+
+    def sources(words: list[str]) -> object:
+        return yaml.safe_load(next(word for word in words if word.startswith("data.sources=")).partition("=")[2])
+
+    assert sources(said) == sources(sets) and len(sources(said)) > 1
+
+
 def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):
-    """A row of Table I: a teacher of LRS3's labels transcribes VoxCeleb2, then both are tuned on.
+    """A row of Table I: a teacher of LRS3's labels transcribes VoxCeleb2, on all GPUs, then both are tuned on.
 
     Rows share the folder, and what teachers left there: each is called by its name.
     """
@@ -494,9 +512,12 @@ def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):
     words = ["--corpus", "lrs3", "--stage", 6, "--stop-stage", 6, "--row", row]
     for name in ("data", "vox", "tedlium", "gigaspeech", "text"):
         words += [f"--{name}", name]
-    done = recipe("--system", "vatlm", *words)
+    done = recipe("--system", "vatlm", "--nproc", 8, *words)
     assert done.returncode == 0, done.stderr
-    exp, lines = tmp_path / "exp", done.stdout.splitlines()
+    lines = done.stdout.splitlines()
+    on_all = "torchrun --standalone --nproc-per-node 8 -m mmspeech "
+    assert [line.startswith(on_all) for line in lines] == [True, True, False, True]
+    exp, lines = tmp_path / "exp", [line.removeprefix(on_all) for line in lines]
     assert [line.split()[0] for line in lines] == ["finetune", "decode", "extract", "finetune"]
     by = "large-vox-30h-av"
     assert f"{by}.yaml {exp}/teacher-{by} " in lines[0] and f"{exp}/teacher-{by}/model" in lines[1]

@@ -11,6 +11,7 @@ from lhotse import MonoCut
 
 from mmspeech import config as configs
 from mmspeech import dist
+from mmspeech.data import sizes
 from mmspeech.data.audio import num_frames
 from mmspeech.data.cutfiles import open_cuts, writing_cuts
 from mmspeech.data.loader import DataConfig, TrainingStream, make_reading
@@ -158,8 +159,26 @@ def test_one_batch_holds_audio_visual_and_audio_only_items(corpora):
                     batch.present["video"][i] if "video" in batch.present else 0
                 ) == (name.startswith("av"))
     assert mixed_batches >= 3
-    (_, longest), names = stream(corpora).longest(), stream(corpora).streams()
+    ((_, longest),), names = stream(corpora).longest(), stream(corpora).streams()
     assert longest.ids[0].startswith("av") and longest.present["video"].all() and names == ["audio", "video"]
+
+
+def test_each_set_of_streams_has_a_longest_batch(tmp_path):
+    """1.6 s of sound with a third stream do not hide 1.2 s of lips, which take most memory; sound alone, shorter than
+    either, is part of both; a set of which nothing can be read is passed over."""
+    av = write_cuts(tmp_path / "av", [1.0, 1.2], lips=range(2))
+    also = write_cuts(tmp_path / "also", [1.6, 0.8], emg=True)
+    sound, broken = write_cuts(tmp_path / "sound", [1.1]), write_cuts(tmp_path / "broken", [3.0])
+    next((tmp_path / "broken").glob("*.wav")).unlink()
+    streams = {**STREAMS, "emg": {"reader": "array", "field": "emg"}}
+    sources = [Source(cuts=[cuts]) for cuts in (sound, av, also)]
+    found = [batch for _, batch in stream({}, {}, sources=sources, streams=streams).longest()]
+    shapes = {"+".join(one.streams): tuple(one.streams["audio"].shape[:2]) for one in found}
+    assert shapes == {"audio+video": (3, 30), "audio+emg": (2, 40)}  # as many as fit into 4 s
+    found = list(stream({}, {}, sources=[Source(cuts=[cuts]) for cuts in (broken, av)]).longest())
+    assert [set(batch.streams) for _, batch in found] == [{"audio", "video"}]
+    with pytest.raises(UserError, match="no cut could be used; mend"):
+        list(stream({}, {}, sources=[Source(cuts=[broken])]).longest())
 
 
 def test_lips_alone_are_a_source_too(corpora):
@@ -249,6 +268,42 @@ def test_mistakes_in_sources_are_named(tmp_path, settings, message):
     conf = write_run(tmp_path / "a.yaml", {"data": settings}, {})
     with pytest.raises(UserError, match=rf"a\.yaml: .*{message}"):
         configs.load(conf, Run)
+
+
+def test_a_folder_is_all_files_of_cuts_in_it(tmp_path, capsys):
+    """In order of their names, so that a source of thousands of shards is one word; other files do not count."""
+    for i in (2, 0, 1):
+        write_names(tmp_path / f"text/cuts_s-{i:05d}.jsonl.gz", [1.0] * (i + 1), f"s{i}-")
+    write_names(tmp_path / "text/others.jsonl.gz", [1.0], "no")
+    source = Source(cuts=[tmp_path / "text", write_names(tmp_path / "one.jsonl.gz", [1.0], "one")])
+    mixed = Mixture([source], Span(min_s=0.2, max_s=80.0))
+    assert [cut.id[:2] for cut in mixed.one_pass(0)] == ["s0", "s1", "s1", "s2", "s2", "s2", "on"]
+    (tmp_path / "empty").mkdir()
+    for name, words in (("empty", "no file cuts_"), ("missing", "no such file or folder")):
+        source = f"data.sources=[{{cuts: [{tmp_path / name}]}}]"
+        conf = write_run(tmp_path / "a.yaml", PRETRAIN, {"data.streams": STREAMS})
+        assert command("pretrain", conf, tmp_path / "exp", "--set", source) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("span", [{}, {"min_s": 1.9, "max_s": 12.0}, {"trim_s": 1.7}])
+def test_noted_sizes_are_those_of_the_cuts(tmp_path, monkeypatch, span):
+    """With any bounds and trims, to the last bit, without reading a cut; a note of another file does not count."""
+    rng = np.random.default_rng(0)
+    durations = {name: [round(float(one), 3) for one in rng.uniform(0.5, 20, 300)] for name in ("a", "b")}
+    names = {name: write_names(tmp_path / f"cuts_{name}.jsonl.gz", some, name) for name, some in durations.items()}
+    weights = {"a": 1, "b": 2}
+    counted = mixture(names, weights, **span)
+    ids = [cut.id for cut in counted.one_pass(0)]
+    sizes.write_note(tmp_path, {path.name: Counter(durations[name]) for name, path in names.items()})
+    with monkeypatch.context() as patch:
+        patch.setattr(sizes.cutfiles, "is_empty", lambda path: pytest.fail(f"{path} was read"))
+        assert sizes.durations_of([names["a"], names["b"]]) == Counter(durations["a"]) + Counter(durations["b"])
+    noted = mixture({"a": names["a"], "b": names["b"]}, weights, **span)
+    assert noted.sizes == counted.sizes and noted.rates == counted.rates
+    assert [cut.id for cut in noted.one_pass(0)] == ids
+    write_names(names["b"], durations["b"][:100], "b")
+    assert mixture(names, weights, **span).sizes != counted.sizes
 
 
 def test_units_must_come_from_what_the_source_gives(corpora, tmp_path):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -204,9 +205,9 @@ def test_hooks_run_around_each_step(tmp_path):
 class Rehearsed(ToyGroups):
     size = 50
 
-    def longest(self) -> tuple[str, Batch]:
+    def longest(self) -> Iterator[tuple[str, Batch]]:
         self.batches = getattr(self, "batches", 0) + 1
-        return "toy", join([item(1000 + i, video=True) for i in range(self.size)])
+        yield "toy", join([item(1000 + i, video=True) for i in range(self.size)])
 
 
 def test_longest_batch_is_tried_first_and_leaves_no_trace(tmp_path, capsys):
@@ -215,7 +216,7 @@ def test_longest_batch_is_tried_first_and_leaves_no_trace(tmp_path, capsys):
     groups = Rehearsed(DEAL)
     tried = train(tmp_path / "tried", groups=groups)
     assert groups.batches == 1
-    assert "longest batch (50 items, 250 frames): peak memory" in (tmp_path / "tried/log.txt").read_text()
+    assert "longest batch (50 items, 250 frames of audio+video): peak" in (tmp_path / "tried/log.txt").read_text()
     assert metrics(tmp_path / "tried", "train") == metrics(tmp_path / "plain", "train")
     for name, weights in plain.state_dict().items():
         assert torch.equal(weights, tried.state_dict()[name]), name
@@ -250,7 +251,9 @@ class Hungry(Toy):
 
 
 def test_batch_that_does_not_fit_is_an_error_with_advice(tmp_path):
-    with pytest.raises(UserError, match=r"longest batch \(50 items, 250 frames\) does not fit .*data.max_batch_s"):
+    with pytest.raises(
+        UserError, match=r"longest batch \(50 items, 250 frames of .*\) does not fit .*data.max_batch_s"
+    ):
         train(tmp_path, Hungry(), Rehearsed(DEAL))
 
 

@@ -29,7 +29,7 @@ def objective(**changes):
         streams=STREAMS, num_layers=2, dim=16, ffn_dim=32, heads=2, position_kernel=8, position_groups=4,
         dropout=0.0, attention_dropout=0.0, input_dropout=0.0, layer_drop=0.0, frontend_grad_scale=1.0,
     )  # fmt: skip
-    return Vatlm(AVEncoder(config), VatlmConfig(**({"num_units": 7, "unit_dim": 8} | changes)), seed=1)
+    return Vatlm(AVEncoder(config), VatlmConfig(**({"num_units": 7} | changes)), seed=1)
 
 
 def batch(types=TYPES, size=40, start=0):

@@ -65,10 +65,12 @@ def label(
 
     Example: `mmspeech cluster label exp/iter1/features/cuts_*.jsonl.gz exp/my-codebook exp/my-units --name km`
     """
+    from collections import Counter
+
     import torch
 
     from mmspeech import dist
-    from mmspeech.data import cutfiles, units
+    from mmspeech.data import cutfiles, sizes, units
     from mmspeech.pretraining import kmeans
 
     check_names(cuts, out)
@@ -78,8 +80,8 @@ def label(
         return
     place = dist.start(device)
     centroids = torch.from_numpy(kmeans.Codebook.load(codebook).centroids).to(place)
-    labelled = 0
-    with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
+    labelled: dict[str, sizes.Durations] = {path.name: Counter() for path in cuts}
+    with stage.resuming() as folder, files.Rejects(out / "rejected.jsonl", strict) as rejects:
         for path in cuts:
             shard_path = out / "units" / f"{path.name.removesuffix('.jsonl.gz')}.bin"
             # The shard is complete before the cuts that point into it appear.
@@ -103,10 +105,11 @@ def label(
                     if streams is not None:
                         cut.custom[units.made_from_field(f"units_{name}")] = streams
                     writer.write(cut)
-                    labelled += 1
-        if not labelled:
+                    labelled[path.name][cut.duration] += 1
+        if not any(labelled.values()):
             raise UserError(f"{', '.join(map(str, cuts))}: no cut could be labelled; reasons in {rejects.path}")
-    say(f"{out}: {labelled} cuts with units_{name}")
+        sizes.write_note(folder, labelled)
+    say(f"{out}: {sum(one.total() for one in labelled.values())} cuts with units_{name}")
 
 
 @app.command()

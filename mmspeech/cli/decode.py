@@ -3,28 +3,25 @@
 import dataclasses
 import itertools
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import torch
 import typer
 
 from mmspeech import config as configs
 from mmspeech import dist, files
 from mmspeech.cli import beams
 from mmspeech.cli.cluster import check_strict
-from mmspeech.console import progress, say
+from mmspeech.cli.decode_parts import Output, decode, discard
+from mmspeech.console import say
 from mmspeech.data import cutfiles
 from mmspeech.data.frozen_noise import FrozenNoise
-from mmspeech.data.loader import CutDataset, DataConfig, Validation
 from mmspeech.data.noise import find_kinds, parse_kind, parse_kinds
-from mmspeech.data.reading import FRAMES_PER_S, Reading, has_stream, named_streams
+from mmspeech.data.reading import has_stream, named_streams
 from mmspeech.data.text import Tokenizer
 from mmspeech.decoding.beam import BeamConfig
-from mmspeech.decoding.hypothesis import Hypothesis
 from mmspeech.errors import UserError
 from mmspeech.finetuning import recognizer
 from mmspeech.finetuning.ctc import CTCSearchConfig
@@ -74,7 +71,8 @@ def run(
     OUT/SET-STREAMS-NOISE/ receives hyp.jsonl, ref.jsonl, decode.json, and rejected.jsonl with the cuts that could not
     be read; then `mmspeech score wer` or `score report`. Noise falls on sound: lips alone are decoded once, clean,
     whatever --noise says. A condition with a stream that no cut has is skipped, with a line. What is current is not
-    decoded again.
+    decoded again; stopped, it goes on where it was. On several GPUs: `torchrun --nproc-per-node 8 -m mmspeech decode
+    MODEL CUTS OUT`.
 
     OUT holds one model with one search: give another OUT for another. But several widths in --beam give a folder each,
     SET-STREAMS-NOISE-beamN, and a row each in the table, with the real-time factor that the width has alone.
@@ -127,26 +125,28 @@ def run(
         if not stages:
             continue
         frozen = FrozenNoise(condition.noise_file) if condition.noise_file else None
+        settings = [one.config for one, _ in stages]
+        key = {"searches": [configs.plain(one) for one in settings], "streams": condition.streams, "s": batch_seconds}
+        parts = files.Stage(out / f".parts-{condition.name}", inputs=inputs, settings=key, anew=True)
         outputs = decode(
-            loaded, tokenizer, cuts, condition, frozen, [one.config for one, _ in stages],
-            batch_seconds, workers, where, strict,
+            loaded, tokenizer, cuts, condition.streams, frozen, settings, parts,
+            title=condition.name, batch_s=batch_seconds, workers=workers, device=where, strict=strict,
         )  # fmt: skip
-        bad = outputs[0].bad
-        if strict and bad:
-            raise UserError(f"{condition.name}: {len(bad)} cut(s) could not be read, as {bad[0]} (--strict stops here)")
         if not dist.is_first():
             continue
         if not outputs[0].lines:
+            discard(parts)
             raise UserError(f"{cuts}: no cut could be decoded as {condition.name}; see the reasons above")
         for (one, stage), output in zip(stages, outputs, strict=True):
             about = facts(condition, frozen, one, output)
             about |= {"text": loaded.text, "model": str(model), "label": (label or model.parent.name) + one.mark}
             write(stage, output, about)
             tell(stage.output, output, frozen, loaded.text)
+        discard(parts)
     return folders
 
 
-def tell(folder: Path, output: "Output", frozen: FrozenNoise | None, text: str) -> None:
+def tell(folder: Path, output: Output, frozen: FrozenNoise | None, text: str) -> None:
     """What was decoded, how fast, and what no error rate will count; `text` is what the model writes: transcript."""
     what = f", noise {table.hash_mark(frozen.sha256)}" if frozen else ""
     speed = output.seconds / max(output.audio_seconds, 1e-9)
@@ -217,7 +217,7 @@ def due(
             yield one, stage
 
 
-def facts(condition: "Condition", frozen: FrozenNoise | None, one: Search, output: "Output") -> dict[str, object]:
+def facts(condition: "Condition", frozen: FrozenNoise | None, one: Search, output: Output) -> dict[str, object]:
     """What decode.json says of the condition, the search and how it went."""
     found = {
         "set": condition.set,
@@ -234,7 +234,7 @@ def facts(condition: "Condition", frozen: FrozenNoise | None, one: Search, outpu
     return found | ({"swept_beam": one.config.beam} if one.mark else {})
 
 
-def write(stage: files.Stage, output: "Output", facts: dict[str, object]) -> None:
+def write(stage: files.Stage, output: Output, facts: dict[str, object]) -> None:
     """A condition's folder."""
     with stage.writing() as new:
         # A reason begins with the cut, or with the file that could not be read.
@@ -342,90 +342,6 @@ def possible(wanted: list[Condition], model: recognizer.Recognizer, cuts: Path) 
             lacking = " or ".join(name for name in condition.streams if name in missing)
             say(f"{condition.name}: skipped, no cut in {cuts} has {lacking}")
     return left
-
-
-class Output(NamedTuple):
-    """What one search of a condition gave."""
-
-    lines: list[dict]  # {id, text, score, confidence, ref} and, if asked for, nbest, in the order of the ids
-    bad: list[str]  # reasons, one per cut that could not be read
-    seconds: float  # of decoding, as if this had been the only search
-    encoding_seconds: float  # of these, what all searches share
-    audio_seconds: float  # of speech
-
-
-def decode(
-    model: recognizer.Recognizer,
-    tokenizer: Tokenizer,
-    cuts: Path,
-    condition: Condition,
-    frozen: FrozenNoise | None,
-    searches: Sequence[BeamConfig | CTCSearchConfig],
-    batch_s: float,
-    workers: int,
-    device: torch.device,
-    strict: bool = False,
-) -> list[Output]:
-    """Decode one condition by each of the searches, encoded once; every rank gets what all of them decoded.
-
-    With `strict` a rank ends at its first cut that cannot be read.
-    """
-    streams = {name: model.inputs[name] for name in condition.streams}
-    config = DataConfig(valid_cuts=[cuts], streams=streams, batch_s=batch_s, max_batch_s=batch_s, workers=workers)
-    reading = Reading(streams=streams, text=model.text, mix_noise=frozen)
-    batches = Validation(config, CutDataset(reading), "main")
-    lines: list[list[dict]] = [[] for _ in searches]
-    seconds, encoding, frames = [0.0] * len(searches), 0.0, 0
-    for _, batch in progress(batches, f"{condition.name}, batches"):
-        if strict and batches.bad:
-            break  # the caller says which
-        start = time.perf_counter()
-        encoded = model.objective.encoded(batch.to(device))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        encoding += time.perf_counter() - start
-        frames += int(batch.frames.sum())
-        for number, search in enumerate(searches):
-            start = time.perf_counter()
-            found = model.objective.search(encoded, search)  # type: ignore[arg-type]  # of the same task
-            seconds[number] += time.perf_counter() - start
-            for name, ref, hypotheses in zip(batch.ids, batch.texts, found, strict=True):
-                lines[number].append(line_of(name, ref, hypotheses, tokenizer, search.nbest))
-    mine = [
-        Output(lines[number], batches.bad, seconds[number] + encoding, encoding, frames / FRAMES_PER_S)
-        for number in range(len(searches))
-    ]
-    return [merged(of_all_ranks) for of_all_ranks in zip(*dist.gather_on_host(mine), strict=True)]
-
-
-def merged(outputs: Sequence[Output]) -> Output:
-    """What all ranks gave for a search, as one."""
-    return Output(
-        lines=sorted((line for theirs in outputs for line in theirs.lines), key=lambda line: line["id"]),
-        bad=sorted(why for theirs in outputs for why in theirs.bad),
-        seconds=max(theirs.seconds for theirs in outputs),
-        encoding_seconds=max(theirs.encoding_seconds for theirs in outputs),
-        audio_seconds=sum(theirs.audio_seconds for theirs in outputs),
-    )
-
-
-def line_of(name: str, ref: str, hypotheses: list[Hypothesis], tokenizer: Tokenizer, nbest: int) -> dict:
-    """What is written of one cut: its best hypothesis; with `nbest` above 1 all of them, with their tokens' scores."""
-    readings = [
-        {
-            "text": tokenizer.decode(one.ids),
-            "score": one.score,
-            "tokens": [tokenizer.symbols[token] for token in one.ids],
-            "token_scores": one.token_scores,  # of an attention search with that of the end symbol
-        }
-        for one in hypotheses
-    ]
-    best = readings[0] if readings else {"text": "", "score": None}
-    confidence = hypotheses[0].confidence if hypotheses else None
-    # References are normalised as hypotheses are written.
-    line = {"id": name, "text": best["text"], "score": best["score"], "confidence": confidence}
-    line["ref"] = tokenizer.reference(ref)
-    return line | ({"nbest": readings} if nbest > 1 else {})
 
 
 def write_lines(path: Path, lines: list[dict]) -> None:

@@ -9,7 +9,7 @@ goes on with the first part that has no record.
 
 import itertools
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from torch import Tensor
 from mmspeech import config as configs
 from mmspeech import files
 from mmspeech.console import progress, say
-from mmspeech.data import audio, cutfiles, units
+from mmspeech.data import audio, cutfiles, sizes, units
 from mmspeech.data.reading import Reading, collate, read_item, streams_given
 from mmspeech.errors import BadItem, UserError
 from mmspeech.models.av_encoder import AVEncoder, check_folder
@@ -170,10 +170,14 @@ def is_usable(values: np.ndarray) -> bool:
 
 
 class Extracted(NamedTuple):
-    """How many cuts of a file have what was extracted, and how many were passed over: they lack a stream named."""
+    """Which cuts of a file have what was extracted, and how many were passed over: they lack a stream named."""
 
-    written: int
+    durations: sizes.Durations  # of those that have it
     lacking: int
+
+    @property
+    def written(self) -> int:
+        return self.durations.total()
 
 
 def run(
@@ -197,10 +201,11 @@ def run(
     out, noun = stage.output, "frames" if extractor.field == units.FEATURES else extractor.field
     with stage.resuming(), files.Rejects(out / "rejected.jsonl", strict) as rejects:
         found = [extract(path, out, extractor, rejects, batch_s=batch_s, jobs=jobs) for path in cuts]
-        written, lacking = (sum(counts) for counts in zip(*found, strict=True))
+        written, lacking = sum(one.written for one in found), sum(one.lacking for one in found)
         if not written:
             why = f"none has {'+'.join(streams)}" if lacking else f"reasons in {rejects.path}"
             raise UserError(f"{', '.join(map(str, cuts))}: no cut gave {noun}; {why}")
+        sizes.write_note(out, {path.name: one.durations for path, one in zip(cuts, found, strict=True)})
     left_out = f", {lacking} left out that have not all of {'+'.join(streams)}" if lacking else ""
     say(f"{out}: {written} cuts with {noun}{left_out}")
 
@@ -229,12 +234,12 @@ def extract(
             for cut_id, reason in json.loads(_record(part).read_text()):
                 rejects.add(cut_id, reason)
             parts.append(part)
-    written = 0
+    written: sizes.Durations = Counter()
     with cutfiles.writing_cuts(out / path.name) as writer:
         for part in parts:
             for cut in [] if cutfiles.is_empty(_cuts(part)) else cutfiles.open_cuts(_cuts(part)):
                 writer.write(cut)
-                written += 1
+                written[cut.duration] += 1
     return Extracted(written, lacking)
 
 

@@ -24,7 +24,7 @@ from lhotse import MonoCut, SupervisionSegment
 
 from mmspeech import dist, files, seeds
 from mmspeech.console import progress, say
-from mmspeech.data import cutfiles, phone_frames, units
+from mmspeech.data import cutfiles, phone_frames, sizes, units
 from mmspeech.data.audio import FRAMES_PER_S
 from mmspeech.data.phones import SILENCE, Lexicon, ids_of, is_english
 from mmspeech.data.text import without_tags, words_of_english
@@ -217,6 +217,7 @@ def make(shard: Shard, voice: Voice, strict: bool) -> None:
 
     sentences = list(pronounce(shard, voice, reject))
     frames = 0
+    durations: Counter[float] = Counter()
     with cutfiles.writing_cuts(shard.cuts) as writer, units.RawShardsWriter(shard.arrays) as arrays:
         for sentence, (phones, found) in zip(
             sentences, voice.say(sentences, f"{shard.arrays.stem}, batches"), strict=True
@@ -231,8 +232,10 @@ def make(shard: Shard, voice: Voice, strict: bool) -> None:
             }
             writer.write(cut)
             frames += len(found)
+            durations[cut.duration] += 1
     kinds = Counter(reason.partition(":")[0] for _, reason in rejected)
-    facts = {"lines": len(shard.lines), "texts": len(shard.lines) - len(rejected), "frames": frames}
+    facts: dict[str, object] = {"lines": len(shard.lines), "texts": len(shard.lines) - len(rejected), "frames": frames}
+    facts |= {"durations": dict(durations)}
     files.write_json(shard.record, facts | {"set_aside": dict(kinds), "first": rejected[:FIRST_REASONS]})
 
 
@@ -262,12 +265,15 @@ def text_cut(sentence: Sentence, frames: int, language: str) -> MonoCut:
 
 
 def summarise(out: Path, records: Sequence[Path], texts: Sequence[Path]) -> None:
-    """Write units.json, what became of all lines, and rejected.jsonl, why some were set aside: the first of them."""
+    """Write units.json, what became of all lines; rejected.jsonl, why the first were set aside; a note of durations."""
     total: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     reasons: list[list[str]] = []
+    found: dict[str, dict[float, int]] = {}
     for record in records:
         facts = json.loads(record.read_text())
+        if "durations" in facts:  # else an earlier release made the shard
+            found[f"cuts_{record.stem}.jsonl.gz"] = {float(seconds): n for seconds, n in facts["durations"].items()}
         kinds.update(facts["set_aside"])
         total.update({key: facts[key] for key in ("lines", "texts", "frames")})
         reasons += facts["first"][: MOST_REASONS - len(reasons)]
@@ -276,6 +282,7 @@ def summarise(out: Path, records: Sequence[Path], texts: Sequence[Path]) -> None
         temporary.write_text("".join(f"{line}\n" for line in lines))
     if not total["texts"]:
         raise UserError(f"{', '.join(map(str, texts))}: no line gave units; reasons in {out / 'rejected.jsonl'}")
+    sizes.write_note(out, found)
     files.write_json(out / "units.json", {**total, "hours": total["frames"] / FRAMES_PER_S / 3600, "set_aside": kinds})
     aside = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     say(f"{out}: {total['texts']} texts with units" + (f"; set aside: {aside}" if aside else ""))

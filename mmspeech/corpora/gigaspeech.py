@@ -11,6 +11,7 @@ Chen et al.: GigaSpeech, an evolving, multi-domain ASR corpus with 10,000 hours 
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 from lhotse import MonoCut
 
-from mmspeech.corpora.splits import Clip, check_places, not_there, part_of, supervise, to_cut, write_splits
+from mmspeech.corpora.splits import Clip, SetAside, check_places, not_there, part_of, supervise, to_cut, write_splits
 from mmspeech.corpora.transcripts import clean
 from mmspeech.errors import BadItem, UserError
 from mmspeech.files import Stage
@@ -64,7 +65,8 @@ def prepare(
     CORPUS holds GigaSpeech.json and audio/. OUT receives cuts_trainval.jsonl.gz (the segments of the subset),
     cuts_valid.jsonl.gz and cuts_test.jsonl.gz (DEV and TEST, whatever the subset and source; cuts_pretrain.jsonl.gz
     stays empty: all of GigaSpeech has transcripts), the recordings as FLAC, and rejected.jsonl with every recording
-    that was set aside and the reason. Stopped, it goes on where it was. Does nothing if the output is current.
+    and segment that was set aside and the reason. Stopped, it goes on where it was. Does nothing if the output is
+    current.
 
     Example: `mmspeech prepare gigaspeech /data/GigaSpeech exp/gigaspeech/data --subset XL --source youtube`
 
@@ -74,7 +76,7 @@ def prepare(
         subset: How much is trained on: XS 10 h, S 250 h, M 1,000 h, L 2,500 h, XL 10,000 h.
         source: What is trained on: all, or audiobook, podcast or youtube alone.
         jobs: Processes that decode recordings.
-        strict: Stop at the first recording that cannot be used.
+        strict: Stop at the first recording or segment that cannot be used.
     """
     if not (corpus / LIST).is_file():
         raise not_there(corpus, "GigaSpeech", f"no {LIST} is there", ABOUT, lambda place: (place / LIST).is_file())
@@ -135,26 +137,35 @@ def read_list(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path}: expected JSON in UTF-8 ({error}); download it again") from None
 
 
-def read_recording(recording: LongRecording, audio: Path) -> list[MonoCut]:
-    """One recording as the cuts of its segments; BadItem if it cannot be used."""
+def read_recording(recording: LongRecording, audio: Path) -> list[MonoCut | SetAside]:
+    """One recording as the cuts of its segments, those that are wrong set aside; BadItem if it cannot be used."""
     whole = to_cut(recording, audio, need_video=False)
-    cuts = []
-    for segment in recording.segments:
-        try:
-            name, text = str(segment["sid"]), str(segment["text_tn"])
-            start_s, end_s = float(segment["begin_time"]), float(segment["end_time"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadItem(
-                f"{recording.transcript}: {recording.id}: expected sid, begin_time, end_time and text_tn ({error!r} is "
-                "wrong); the recording is left out"
-            ) from None
-        if NOT_SPEECH.search(text):
-            continue
-        cut = part_of(whole, recording, name, start_s, end_s)
-        if cut is not None:
-            speaker = segment.get("speaker", UNKNOWN)
-            words = clean(PUNCTUATION.sub(" ", text))
-            cuts.append(supervise(cut, None if speaker == UNKNOWN else speaker, words or None, "en"))
+    found = [read_segment(segment, recording, whole) for segment in recording.segments]
+    cuts = [one for one in found if one is not None]
     if not cuts:
         raise BadItem(f"{recording.media}: expected segments of speech, found none; the recording is left out")
     return cuts
+
+
+def read_segment(segment: dict[str, Any], recording: LongRecording, whole: MonoCut) -> MonoCut | SetAside | None:
+    """A segment as a cut; None if nobody speaks in it, or not one sample of the recording is its own."""
+    where = str(segment.get("sid", recording.id))
+    try:
+        name, text = str(segment["sid"]), str(segment["text_tn"])
+        start_s, end_s = float(segment["begin_time"]), float(segment["end_time"])
+        if not 0 <= start_s <= end_s < math.inf:
+            raise ValueError(f"{start_s} to {end_s} s")
+        cut = None if NOT_SPEECH.search(text) else part_of(whole, recording, name, start_s, end_s)
+    except (KeyError, TypeError, ValueError) as error:
+        return SetAside(
+            where,
+            f"{recording.transcript}: {where}: expected sid, begin_time, end_time and text_tn ({error!r} is wrong); "
+            "the segment is left out",
+        )
+    except BadItem as error:
+        return SetAside(where, f"{where}: {error}")
+    if cut is None:
+        return None
+    speaker = segment.get("speaker", UNKNOWN)
+    words = clean(PUNCTUATION.sub(" ", text))
+    return supervise(cut, None if speaker == UNKNOWN else speaker, words or None, "en")

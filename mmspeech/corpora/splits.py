@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
@@ -50,8 +50,16 @@ class Clip:
         return f"{self.split}-{self.speaker}-{self.name}"
 
 
+class SetAside(NamedTuple):
+    """A part of a clip that cannot be used, where the rest can."""
+
+    item: str
+    reason: str
+
+
 AnyClip = TypeVar("AnyClip", bound=Clip)
-Read = Callable[[AnyClip, Path], list[MonoCut]]  # (clip, folder for the audio) -> its cuts; raises BadItem
+Parts = Sequence[MonoCut | SetAside]
+Read = Callable[[AnyClip, Path], Parts]  # (clip, folder for the audio) -> its cuts; raises BadItem
 
 
 def not_there(corpus: Path, name: str, found: str, about: str, holds: Callable[[Path], bool]) -> UserError:
@@ -136,6 +144,9 @@ def write_splits(
         total = len(clips) if isinstance(clips, Sequence) else None
         for split, cuts in parallel_map(work, counted(), jobs=jobs, rejects=rejects, title=title, total=total):
             for cut in cuts:
+                if isinstance(cut, SetAside):
+                    rejects.add(*cut)
+                    continue
                 cut.custom = {**(cut.custom or {}), "corpus": title}
                 writers[split].write(cut)
                 counts[split] += 1
@@ -246,5 +257,5 @@ def list_digest(names: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:12]
 
 
-def _with_split(read: Read[AnyClip], audio: Path, clip: AnyClip) -> tuple[str, list[MonoCut]]:
+def _with_split(read: Read[AnyClip], audio: Path, clip: AnyClip) -> tuple[str, Parts]:
     return clip.split, read(clip, audio)

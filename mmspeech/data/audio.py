@@ -25,14 +25,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchaudio.compliance.kaldi import get_mel_banks
 
-from mmspeech.batch import valid_frames
+from mmspeech.batch import STACK, valid_frames
 from mmspeech.errors import BadItem
 
 RATE_HZ = 16_000
 WINDOW, HOP, FFT_SIZE = 400, 160, 512  # samples: 25 ms every 10 ms
 INT16_SCALE = 32768.0
 FRAMES_PER_S = 25
-STACK = 4  # 100 Hz frames in a 25 Hz frame
 NUM_BINS = 26
 STACKED_SIZE = STACK * NUM_BINS
 KALDI_FLOOR = float(np.finfo(np.float32).eps)

@@ -33,6 +33,22 @@ def open_cuts(paths: Path | Sequence[Path]) -> CutSet:
     return cuts
 
 
+def files_in(paths: Sequence[Path]) -> list[Path]:
+    """The files of cuts that are meant: of a folder all its cuts_*.jsonl.gz, in order. Raises UserError if it has none.
+
+    A folder of text has thousands of them, more than fit into one argument of a command.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("cuts_*.jsonl.gz")) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(
+                f"{path}: no file cuts_*.jsonl.gz in there; run the stage that writes them, or mend the path"
+            )
+        found += inside
+    return found
+
+
 def is_empty(path: Path) -> bool:
     """Whether a file of cuts holds none. Raises UserError if it is missing or unreadable."""
     try:

@@ -15,8 +15,8 @@ import os
 import signal
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -263,21 +263,36 @@ class TrainingStream:
                     f"{self._names}: no cut of {bad_updates} updates could be used; mend what is said above"
                 )
             if not batches:  # every rank must take part in every update: it gets a cut that does not count
-                batches = [dataclasses.replace(self._first_usable(self.mixture.one_pass(0)), idle=True)]
+                usable = self._first_usable(self.mixture.one_pass(0))
+                if usable is None:
+                    raise self._none_usable()
+                batches = [dataclasses.replace(usable, idle=True)]
             self._ahead.append(ends.popleft())
             yield [(self.name, batch) for batch in batches]
 
-    def longest(self) -> tuple[str, Batch]:
-        """The biggest batch that may come: as many copies as fit of the longest cut among those with most streams.
+    def longest(self) -> Iterator[tuple[str, Batch]]:
+        """The biggest batch that may come of each set of streams: as many copies as fit of the longest cut that has it.
 
-        Looked for among the first `shuffle_cuts` cuts of each source: reading the names of a million takes minutes.
+        Sound with text may last longer than sound with lips and take less memory; a set is left out only where one with
+        more streams is as long. Looked for among the first `shuffle_cuts` cuts of each source: reading the names of a
+        million takes minutes.
         """
-        cuts, streams = self.mixture.first_cuts(self.config.shuffle_cuts), self.config.streams
-        batch = self._first_usable(
-            heapq.nlargest(MAX_BAD, cuts, key=lambda cut: (len(streams_given(cut, streams)), cut.duration))
-        )
-        frames = max(int(lengths.max()) for lengths in batch.lengths.values())
-        return self.name, repeat_item(batch, max(1, int(self.seconds * FRAMES_PER_S / frames)))
+        found: dict[tuple[str, ...], list[tuple[float, int, Cut]]] = defaultdict(list)
+        for number, cut in enumerate(self.mixture.first_cuts(self.config.shuffle_cuts)):
+            heap = found[tuple(streams_given(cut, self.config.streams))]
+            keep = heapq.heappush if len(heap) < MAX_BAD else heapq.heappushpop
+            keep(heap, (self.mixture.span.read_s(cut), -number, cut))
+        tried: list[tuple[tuple[str, ...], int]] = []
+        for names in sorted(found, key=len, reverse=True):
+            batch = self._first_usable(cut for *_, cut in sorted(found[names], reverse=True))
+            if batch is None:
+                continue
+            frames = max(int(lengths.max()) for lengths in batch.lengths.values())
+            if not any(set(names) < set(more) and frames <= most for more, most in tried):
+                tried.append((names, frames))
+                yield self.name, repeat_item(batch, max(1, int(self.seconds * FRAMES_PER_S / frames)))
+        if not tried:
+            raise self._none_usable()
 
     def streams(self) -> list[str]:
         """Those that some cut has, as far as the first `shuffle_cuts` cuts of each source tell."""
@@ -288,13 +303,16 @@ class TrainingStream:
                 break
         return [name for name in self.config.streams if name in found]
 
-    def _first_usable(self, cuts: Iterable[Cut]) -> Batch:
-        """The first of the cuts that can be read, alone. Raises UserError if too many cannot."""
+    def _first_usable(self, cuts: Iterable[Cut]) -> Batch | None:
+        """The first of the cuts that can be read, alone; None if that is none of the first MAX_BAD."""
         for cut in itertools.islice(cuts, MAX_BAD):
             batch = check_loaded(self.dataset[0, CutSet.from_cuts([cut])], self._told)
             if batch is not None:
                 return batch
-        raise UserError(f"{self._names}: no cut could be used; mend what is said above")
+        return None
+
+    def _none_usable(self) -> UserError:
+        return UserError(f"{self._names}: no cut could be used; mend what is said above")
 
     @property
     def _names(self) -> str:
@@ -348,15 +366,30 @@ class Validation:
     bad: list[str] = field(default_factory=list)  # reasons of the cuts that were set aside, of this rank, each once
 
     def __iter__(self) -> Iterator[tuple[str, Batch]]:
+        for _, batch in self.numbered():
+            if batch is not None:
+                yield self.name, batch
+
+    def numbered(self, done: Collection[int] = ()) -> Iterator[tuple[int, Batch | None]]:
+        """This rank's share of the batches that are not `done`, each with its number; None where no cut was usable.
+
+        Numbers do not depend on the ranks.
+        """
         cuts = cutfiles.open_cuts(self.config.valid_cuts)
         sampler = make_sampler(cuts, self.config, seconds=self.config.max_batch_s, train=False)
-        mine = (cuts for i, cuts in enumerate(sampler) if i % dist.world_size() == dist.rank())
-        for loaded in make_loader(self.dataset, ((0, cuts) for cuts in mine), min(self.config.workers, 1)):
+        left = ((number, cuts) for number, cuts in enumerate(sampler) if number not in done)
+        numbers: deque[int] = deque()
+
+        def plan() -> Iterator[tuple[int, CutSet]]:
+            for number, cuts in itertools.islice(left, dist.rank(), None, dist.world_size()):
+                numbers.append(number)
+                yield 0, cuts
+
+        for loaded in make_loader(self.dataset, plan(), min(self.config.workers, 1)):
             told = set(self.bad)
             batch = check_loaded(loaded, told)
             self.bad = sorted(told)  # before the batch, so that who takes it may stop
-            if batch is not None:
-                yield self.name, batch
+            yield numbers.popleft(), batch
 
 
 @dataclass

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from lhotse.cut import Cut
 
-from mmspeech.data.audio import FRAMES_PER_S, STACK, num_frames
+from mmspeech.batch import STACK
+from mmspeech.data.audio import FRAMES_PER_S, num_frames
 from mmspeech.data.phones import SILENCE, ids_of, is_english, spelt
 from mmspeech.errors import BadItem
 

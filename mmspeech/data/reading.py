@@ -22,9 +22,8 @@ from torch import Tensor
 
 from mmspeech import config as configs
 from mmspeech import seeds
-from mmspeech.batch import Batch
+from mmspeech.batch import STACK, Batch
 from mmspeech.data import audio, units, video
-from mmspeech.data.audio import STACK
 from mmspeech.data.open_shards import load_stored
 from mmspeech.data.text import TRANSCRIPT, text_of
 from mmspeech.errors import BadItem, UserError

@@ -12,8 +12,9 @@ other of it, or once more; never is its end left out for its beginning.
 
 import functools
 import itertools
+import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from lhotse.cut import Cut
 from mmspeech.console import say
 from mmspeech.data import cutfiles
 from mmspeech.data.reading import mark_given
+from mmspeech.data.sizes import durations_of
 from mmspeech.data.units import made_from
 from mmspeech.errors import UserError
 from mmspeech.seeds import numpy_rng
@@ -33,7 +35,7 @@ from mmspeech.seeds import numpy_rng
 class Source:
     """Cuts that are trained on, and how much and what of them."""
 
-    cuts: list[Path]  # files of cuts
+    cuts: list[Path]  # files of cuts, or folders: all cuts_*.jsonl.gz in them
     weight: float | None = (
         None  # share of the seconds of a pass, beside the other sources' weights; all or none have one
     )
@@ -73,6 +75,12 @@ class Span:
     def read_s(self, cut: Cut) -> float:
         return cut.duration if self.trim_s is None else min(cut.duration, self.trim_s)
 
+    def size_of(self, durations: Mapping[float, int]) -> Size:
+        """What is used of so many cuts of each duration; the same, to the last bit, in whichever order they came."""
+        used = {seconds: count for seconds, count in durations.items() if self.min_s <= seconds <= self.max_s}
+        most = math.inf if self.trim_s is None else self.trim_s
+        return Size(sum(used.values()), math.fsum(min(seconds, most) * count for seconds, count in used.items()))
+
 
 class Mixture:
     """The training cuts, pass by pass: they follow from the seed and the pass alone, so every rank has the same."""
@@ -104,7 +112,7 @@ class Mixture:
 
     def run(self, source: Source, number: int = 0) -> CutSet:
         """All cuts of a source, given for the `number`-th time."""
-        cuts = cutfiles.open_cuts(source.cuts)
+        cuts = cutfiles.open_cuts(cutfiles.files_in(source.cuts))
         if self.span.first is not None:
             cuts = cuts.subset(first=self.span.first)
         cuts = cuts.filter(self.span.holds)
@@ -121,17 +129,12 @@ class Mixture:
 
     @functools.cached_property
     def sizes(self) -> list[Size]:
-        """Of each source. Nobody asks how big a single one is; of several, all names are read, once."""
+        """Of each source. Nobody asks how big a single one is; of several, what is not noted is read, once."""
         if len(self.sources) == 1:
             return [Size(1, 1.0)]
-        sizes = []
         for source in self.sources:
-            lengths = [0, 0.0]
-            for cut in self.run(source):
-                lengths[0] += 1
-                lengths[1] += self.span.read_s(cut)
-            sizes.append(Size(int(lengths[0]), lengths[1]))
-        return sizes
+            self.run(source)  # tells of one that has nothing
+        return [self.span.size_of(durations_of(cutfiles.files_in(source.cuts))) for source in self.sources]
 
     @functools.cached_property
     def rates(self) -> list[float]:

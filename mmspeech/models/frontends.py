@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmspeech import config as configs
-from mmspeech.batch import valid_frames
+from mmspeech.batch import STACK, valid_frames
 from mmspeech.blocks.resnet import Activation, LipResNet
 from mmspeech.errors import UserError
 
@@ -78,7 +78,7 @@ class PhoneFrontend(nn.Module):
     def __init__(self, dim: int, size: int) -> None:
         """`size`: ids; also that of padding has a trained row."""
         super().__init__()
-        self.item_shape, self.item_dtype, self.item_limit = (4,), torch.uint8, size
+        self.item_shape, self.item_dtype, self.item_limit = (STACK,), torch.uint8, size
         self.embedding = nn.Embedding(size, dim)
         self.conv1 = nn.Conv1d(dim, dim, 3, stride=2, padding=1)
         self.conv2 = nn.Conv1d(dim, dim, 3, stride=2, padding=1)
@@ -87,7 +87,7 @@ class PhoneFrontend(nn.Module):
         """(n, T, 4) whole numbers -> (n, T, D), zero behind `lengths` (n,), where a text ends before the sound."""
         embedded = self.embedding(x.long().flatten(1)).transpose(1, 2)  # (n, D, 4T)
         y = self.conv2(torch.relu(self.conv1(embedded))).transpose(1, 2)  # (n, T, D)
-        return y.masked_fill(~valid_frames(lengths.to(y.device), y.shape[1])[:, :, None], 0.0)
+        return y.masked_fill(~valid_frames(lengths.to(y.device, non_blocking=True), y.shape[1])[:, :, None], 0.0)
 
 
 class NoFrontend(nn.Module):

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mmspeech import config as configs
-from mmspeech.batch import valid_frames
+from mmspeech.batch import STACK, valid_frames
 from mmspeech.blocks.packing import Packing
 from mmspeech.blocks.position import sinusoids
 from mmspeech.blocks.transformer import SelfAttention
@@ -118,7 +118,7 @@ class DurationPredictor(nn.Module):
 class Phone2Unit(nn.Module):
     """The network. `forward` trains with true durations, `generate` predicts them."""
 
-    item_shape, item_dtype = (4,), torch.uint8  # a frame of its stream as read: four ids, of 100 per second
+    item_shape, item_dtype = (STACK,), torch.uint8  # a frame of its stream as read: ids, of 100 per second
 
     def __init__(self, config: Phone2UnitConfig, inputs: Mapping[str, Any] | None = None) -> None:
         """`inputs` says how the phones were read in training; it is only kept and saved."""

@@ -16,11 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmspeech.batch import Batch, Loss, valid_frames
+from mmspeech.batch import STACK, Batch, Loss, valid_frames
 from mmspeech.errors import UserError
 from mmspeech.models.phone2unit import Phone2Unit
-
-IDS_PER_FRAME = 4  # 100 phone ids a second, 25 units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +107,7 @@ def run_lengths(ids: np.ndarray, frames: np.ndarray) -> Segments:
         ids: (N, 4 * T) at 100 Hz.
         frames: (N,) of each item; what stands behind them is ignored.
     """
-    ticks = IDS_PER_FRAME * frames
+    ticks = STACK * frames
     begins = np.arange(ids.shape[1]) < ticks[:, None]  # (N, 4 * T)
     begins[:, 1:] &= ids[:, 1:] != ids[:, :-1]
     item, tick = np.nonzero(begins)  # (S,) each, of all phones, item after item
@@ -118,7 +116,7 @@ def run_lengths(ids: np.ndarray, frames: np.ndarray) -> Segments:
     column = np.arange(len(item)) - first[item]
     last = column == lengths[item] - 1
     ends = np.where(last, ticks[item], np.append(tick[1:], 0))
-    end_frames = (ends + IDS_PER_FRAME // 2) // IDS_PER_FRAME
+    end_frames = (ends + STACK // 2) // STACK
     own = np.where(column == 0, end_frames, np.diff(end_frames, prepend=0))
     phones, durations = np.zeros((2, len(frames), max(int(lengths.max()), 1)), np.int64)
     phones[item, column], durations[item, column] = ids[item, tick], own

@@ -24,6 +24,8 @@ from mmspeech.models.av_encoder import AVEncoder
 from mmspeech.models.presence import check_named, check_shares, draw_presence
 from mmspeech.pretraining.losses import check_units, feature_power, losses_at
 
+UNIT_DIM = 256  # of projected frames and unit embeddings, as published
+
 
 @dataclass(frozen=True, kw_only=True)
 class VatlmConfig:
@@ -39,7 +41,6 @@ class VatlmConfig:
         default_factory=lambda: {"audio+video+text": 0.5, "audio+text": 0.25, "video+text": 0.25}
     )
     mask: SpanMask = field(default_factory=lambda: SpanMask(probability=0.8, length=10))  # of fused frames
-    unit_dim: int = 256  # of projected frames and unit embeddings
     temperature: float = 0.1  # tau of Eq. 1
     feature_penalty: float = 10.0  # times the mean square of the fused features before the layer norm, in real frames
 
@@ -63,8 +64,8 @@ class Vatlm(nn.Module):
         check_named(config.modality_dropout, encoder.modalities, "objective.modality_dropout")
         check_named(config.weights, encoder.modalities, "objective.weights")
         self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
-        self.project = nn.Linear(encoder.dim, config.unit_dim)  # W of Eq. 1
-        self.codebook = nn.Parameter(torch.rand(config.num_units, config.unit_dim))  # e of Eq. 1
+        self.project = nn.Linear(encoder.dim, UNIT_DIM)  # W of Eq. 1
+        self.codebook = nn.Parameter(torch.rand(config.num_units, UNIT_DIM))  # e of Eq. 1
 
     def draw(self, batch: Batch, update: int) -> Batch:
         """Choose kept streams, the mask and the frames to predict; on the host.

@@ -1,4 +1,4 @@
-"""The longest batch, tried before training: memory runs out in the first minute or never."""
+"""The longest batches, tried before training: memory runs out in the first minute or never."""
 
 import contextlib
 import re
@@ -38,7 +38,7 @@ def rehearse(
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    size = f"{len(batch)} items, {int(batch.frames.sum())} frames"
+    size = f"{len(batch)} items, {int(batch.frames.sum())} frames of {'+'.join(batch.streams)}"
     try:
         with _untouched(model):
             # Adam's two moments come with the first step: their room must be free too.

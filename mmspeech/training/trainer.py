@@ -35,7 +35,8 @@ class Groups(Protocol):
     """The training data: what one rank sees in one update, again and again, and its position.
 
     The state is the same on every rank and says where the whole stream is: it is saved from the first rank and given to
-    all, of which there may then be more or fewer. `longest()`, if there is one, gives (name, biggest batch).
+    all, of which there may then be more or fewer. `longest()`, if there is one, yields (name, biggest batch) of
+    each kind of batch.
     """
 
     def __iter__(self) -> Iterator[list[tuple[str, Batch]]]: ...
@@ -138,22 +139,20 @@ class Trainer:
             random_states.seed_all(self.config.seed, self.update)
 
     def rehearse(self) -> None:
-        """Try the longest batch, if the data can tell which that is."""
+        """Try the longest batches, if the data can tell which they are."""
         self._freeze()
         self.log.line(f"resumed after update {self.update}" if self.update else "begun", quiet=not self.update)
-        if (longest := getattr(self.groups, "longest", None)) is None:
-            return
-        name, batch = longest()
-        line = rehearse(
-            self.dispatch,
-            name,
-            batch,
-            self.optimizer,
-            update=self.config.updates,
-            device=self.device,
-            precision=self.config.precision,
-        )
-        self.log.line(line)
+        for name, batch in getattr(self.groups, "longest", tuple)():
+            line = rehearse(
+                self.dispatch,
+                name,
+                batch,
+                self.optimizer,
+                update=self.config.updates,
+                device=self.device,
+                precision=self.config.precision,
+            )
+            self.log.line(line)
 
     def train(self) -> None:
         """Updates until there have been enough, or SIGTERM."""

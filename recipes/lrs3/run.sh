@@ -243,19 +243,20 @@ units() {   # iteration, then how frames are made: frames and units of every sou
   at=$(iter "$i")
   shift
   sources=$(plan sources "$i")
-  ! has "$exp/mouth/cuts_valid.jsonl.gz" . || sources+=$'\nvalid\t-\tnone'
+  ! has "$exp/mouth/cuts_valid.jsonl.gz" . || sources+=$'\nvalid\t-\tvalid'
   written=$(grep $'\tphone2unit\t' <<< "$sources" || true)   # text alone: its units come last
   sources=$(grep -v $'\tphone2unit\t' <<< "$sources")
   for name in $(cut -f 1 <<< "$sources" | grep -xF "${paired:--}"); do
-    ! has "$(place "$name")/cuts_valid.jsonl.gz" . || sources+=$'\n'"$name-valid"$'\taudio\tnone'
+    ! has "$(place "$name")/cuts_valid.jsonl.gz" . || sources+=$'\n'"$name-valid"$'\taudio\tvalid'
   done
   while IFS=$'\t' read -r name subset learnt settings; do
+    [ "$learnt" != none ] || continue   # labelled below, in one pass: frames of GigaSpeech would take 500 GB
     inputs=$(files "$(place "$name")" "$(parts "$name")")
     given=()
     [ "$subset" = - ] || given=(--modalities "$subset")
     mmspeech extract features $inputs "$at/features/$name" "$@" ${given[@]+"${given[@]}"}
     case $learnt in
-      none) ;;
+      valid) ;;
       same) book+=($(files "$(frames "$i" "$name" "$subset")" "$(parts "$name")")) ;;
       *)
         mmspeech extract features $inputs "$at/codebook-features/$name" "$@" --modalities "$learnt"
@@ -265,7 +266,13 @@ units() {   # iteration, then how frames are made: frames and units of every sou
   done <<< "$sources"
   mmspeech cluster fit "${book[@]}" "$at/codebook" --clusters "$(plan clusters | sed -n "${i}p")" $(plan cluster | words)
   while IFS=$'\t' read -r name subset learnt settings; do
-    mmspeech cluster label $(files "$(frames "$i" "$name" "$subset")" "$(parts "$name")") "$at/codebook" "$at/units/$name" --name km
+    if [ "$learnt" = none ]; then
+      given=()
+      [ "$subset" = - ] || given=(--modalities "$subset")
+      mmspeech extract units $(files "$(place "$name")" "$(parts "$name")") "$at/units/$name" --name km "$@" --codebook "$at/codebook" ${given[@]+"${given[@]}"}
+    else
+      mmspeech cluster label $(files "$(frames "$i" "$name" "$subset")" "$(parts "$name")") "$at/codebook" "$at/units/$name" --name km
+    fi
   done <<< "$sources"
   [ -n "$written" ] || return 0
   # Phones and units of speech teach a model that gives text alone its units (VATLM Sec. III-C).
@@ -297,7 +304,7 @@ pretrain() {   # iteration, its configuration
     fi
     place=$([ -n "$clustered" ] && echo "$at/units/$name" || place "$name")
     if [ "$subset" = phone2unit ]; then
-      sources+="{cuts: $(find "$place" -maxdepth 1 -name 'cuts_*.jsonl.gz' | sort | listed)$rest}, "
+      sources+="{cuts: $(listed <<< "$place")$rest}, "   # the folder: an argument of a command holds 128 KiB
     else
       sources+="{cuts: $(files "$place" "$(parts "$name")" | listed)$rest}, "
     fi
@@ -347,7 +354,7 @@ if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; t
     train finetune "$teacher" "$exp/teacher-$heard_by" --encoder "$encoder" --set "data.cuts=$(labels "$labelled" | listed)" \
       "${common[@]}" ${heard[@]+"${heard[@]}"}
     unheard=$(files "$exp/vox/mouth" "$(parts vox)")
-    mmspeech decode "$exp/teacher-$heard_by/model" "$unheard" "$exp/vox/heard-$heard_by" --modality "$streams" --label teacher \
+    train decode "$exp/teacher-$heard_by/model" "$unheard" "$exp/vox/heard-$heard_by" --modality "$streams" --label teacher \
       $(plan search | awk 'NF { print "--set"; print }')
     mmspeech extract pseudo-labels "$unheard" "$exp/vox/heard-$heard_by/pretrain-$streams-clean" \
       "$exp/vox/labels-$heard_by"

@@ -139,9 +139,6 @@ def test_published_values_of_av_data2vec_are_those_of_the_paper():
         ("30h", "v"): ("cosine", 40_000, 2_000, 24_000),
         ("433h", "v"): ("cosine", 120_000, 20_000, 48_000),
     }
-    # Recognition of sound alone: not published, nor stated; as of sound and lips.
-    tunings |= {name.removesuffix("v"): values for name, values in tunings.items() if name.endswith("-av")}
-    streams = {"av": ["audio", "video"], "v": ["video"], "a": ["audio"]}
     decoders = {"base": (6, 768, 3072, 4), "large": (9, 1024, 4096, 8)}
     for ((hours, streams), values), (size, sizes) in itertools.product(tunings.items(), decoders.items()):
         run = configs.load(DATA2VEC / f"finetune/{size}-{hours}-{streams}.yaml", finetune.Seq2SeqRun)

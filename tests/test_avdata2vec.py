@@ -520,7 +520,11 @@ def test_ranks_and_accumulation_make_the_same_update(tmp_path):
         for key, tensor in weights.items():
             if tensor.is_floating_point() and "running" not in key:
                 torch.testing.assert_close(tensor, found["one-batch"][key], atol=2e-5, rtol=1e-4, msg=f"{name} {key}")
-    first, *others = (torch.load(tmp_path / f"{time}-{rank}.pt") for time in ("trained", "resumed") for rank in (0, 1))
+    first, *others = (
+        torch.load(tmp_path / f"{time}-{rank}.pt", weights_only=True)
+        for time in ("trained", "resumed")
+        for rank in (0, 1)
+    )
     assert any("running_mean" in name and one.any() for name, one in first.items()), "some statistics have moved"
     for other in others:
         assert all(torch.equal(one, other[name]) for name, one in first.items())

@@ -267,6 +267,7 @@ def test_impossible_settings_are_one_line(tmp_path, setting, message):
 def test_text_and_talks_come_in_their_own_layouts_and_say_nothing_of_the_test(tmp_path, monkeypatch):
     """Sentences, talks and recordings become cuts by the corpora's own preparers; phones lie in the talks' words."""
     monkeypatch.setattr(synth_talks, "SENTENCES", 2)
+    monkeypatch.setattr(synth_talks, "TRAINED", 2)
     sizes = {"pretrain_clips": 1, "trainval_clips": 1, "test_clips": 1, "speakers": 3, "noise_files": 1, "jobs": 1}
     synth.prepare(tmp_path / "made", vocabulary="digits", sentences=50, talks=2, recordings=1, **sizes)
     lines = (tmp_path / "made/text/sentences.txt").read_text().splitlines()
@@ -275,6 +276,9 @@ def test_text_and_talks_come_in_their_own_layouts_and_say_nothing_of_the_test(tm
     gigaspeech.prepare(tmp_path / "made/gigaspeech", tmp_path / "giga", source="youtube", jobs=1)
     talks, recordings = (list(open_cuts(tmp_path / name / "cuts_trainval.jsonl.gz")) for name in ("ted", "giga"))
     assert [cut.id for cut in talks[::2]] == ["trainval-t0000-talk-0000", "trainval-t0001-talk-0000"]
+    held_out = list(open_cuts(tmp_path / "ted/cuts_valid.jsonl.gz"))
+    assert [cut.id for cut in held_out[::2]] == ["valid-t0002-talk-0000"]
+    talks += held_out
     assert [cut.id for cut in recordings] == ["YOU0000000000_S0000000", "YOU0000000000_S0000001"]
     for cut in talks + recordings:
         wave, words = cut.load_audio()[0], cut.supervisions[0].text.split()

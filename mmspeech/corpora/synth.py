@@ -119,7 +119,8 @@ def prepare(
         speakers: Of all clips together; at least 3, as no speaker is in two splits.
         noise_files: Files of speech in the noise corpus; music and noise add an eighth each.
         sentences: Lines of text without speech.
-        talks: Talks without pictures, each of 20 sentences by another speaker: about 55 seconds.
+        talks: Talks without pictures, each of 20 sentences by another speaker: about 55 seconds. To each eight of them
+            comes one more, to validate on.
         recordings: The same as talks, by others, for speech whose words nobody looks at.
         jobs: Processes that make clips.
     """

@@ -1,7 +1,8 @@
 """What the embedded corpus has beside its talking faces: text without speech, and speech without faces.
 
     text/sentences.txt                        sentences of the same grammar, one per line
-    tedlium/data/{sph,stm}/                   talks with transcripts, in TED-LIUM's layout; their phones with times in
+    tedlium/data/{sph,stm}/                   talks with transcripts, in TED-LIUM's layout; to eight of them one more in
+    tedlium/legacy/dev/{sph,stm}/             to validate on; phones with times of both in
     talk-alignments/SPEAKER/talk.TextGrid
     gigaspeech/GigaSpeech.json and audio/     recordings, in GigaSpeech's layout
 
@@ -28,6 +29,7 @@ from mmspeech.corpora.synth_speech import RATE_HZ, Mark
 from mmspeech.seeds import numpy_rng
 
 SENTENCES = 20  # of a talk
+TRAINED = 8  # talks to train on for each one held out
 PAUSES_S = (0.2, 0.8)  # between them
 Layout = Literal["tedlium", "gigaspeech"]
 
@@ -54,6 +56,7 @@ class Talk:
     timbre: str
     difficulty: float
     seed: int
+    place: str = "data"  # of a talk in TED-LIUM's layout
 
     @property
     def id(self) -> str:
@@ -90,11 +93,15 @@ def make(
 ) -> None:
     """Write the talks and recordings."""
     timbres = timbres_of(seed)["pretrain"]
-    sizes: dict[Layout, int] = {"tedlium": talks, "gigaspeech": recordings}
+    layouts: list[tuple[Layout, str, range]] = [
+        ("tedlium", "data", range(talks)),
+        ("tedlium", "legacy/dev", range(talks, talks + talks // TRAINED)),
+        ("gigaspeech", "", range(recordings)),
+    ]
     planned = [
-        Talk(layout=layout, number=i, timbre=timbres[i % len(timbres)], difficulty=difficulty, seed=seed)
-        for layout, number in sizes.items()
-        for i in range(number)
+        Talk(layout=layout, number=i, timbre=timbres[i % len(timbres)], difficulty=difficulty, seed=seed, place=place)
+        for layout, place, numbers in layouts
+        for i in numbers
     ]
     if not planned:
         return
@@ -121,7 +128,7 @@ def make_talk(talk: Talk, unseen: Unseen, folder: Path) -> dict[str, Any] | None
         ]  # fmt: skip
         return {"aid": talk.id, "path": str(path), "source": "youtube", "subsets": subsets, "segments": segments}
     speaker, _, title = talk.id.partition("_")
-    sph, stm = (folder / f"tedlium/data/{kind}/{talk.id}.{kind}" for kind in ("sph", "stm"))
+    sph, stm = (folder / f"tedlium/{talk.place}/{kind}/{talk.id}.{kind}" for kind in ("sph", "stm"))
     grid = folder / f"talk-alignments/{speaker}/{title}.TextGrid"
     for path in (sph, stm, grid):
         path.parent.mkdir(parents=True, exist_ok=True)

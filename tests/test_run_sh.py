@@ -24,12 +24,19 @@ GRID = ("s1/bbaf2n", "s3/sbia1a", "s4/lwbsza", "s5/lbax4n")
 Recipe = Callable[..., subprocess.CompletedProcess]
 
 
-def run_sh(*words: object, before: str = "", recipe: str = "lrs3") -> subprocess.CompletedProcess:
+def run_sh(
+    *words: object, before: str = "", recipe: str = "lrs3", cwd: Path | None = None
+) -> subprocess.CompletedProcess:
     """The recipe with the package and the Python of this test; `before` comes first in PATH."""
     path = os.pathsep.join([before, str(Path(sys.executable).parent), os.environ["PATH"]]).lstrip(os.pathsep)
     env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     line = ["bash", ROOT / "recipes" / recipe / "run.sh", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300, env=env)
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, env=env, cwd=cwd)
+
+
+# What the tests call corpora and lists of files: run.sh looks whether they are there, its stand-ins read none.
+PLACES = ["lrs3", "own", "bbc", "d", "data", "m", "musan", "v", "vox", "ted", "giga", "grids", "phones", "marks", "x"]
+PLACES += ["tedlium", "gigaspeech", "text", "en.id", "valid.id", "lexicon.txt", "my words.txt"]
 
 
 @pytest.fixture
@@ -41,8 +48,12 @@ def recipe(tmp_path) -> Recipe:
         program.write_text(f"#!/bin/sh\n{line}\n")
         program.chmod(0o755)
 
+    there = tmp_path / "there"
+    for place in PLACES:
+        (there / place).mkdir(parents=True)
+
     def run(*words: object) -> subprocess.CompletedProcess:
-        return run_sh(*words, "--exp", tmp_path / "exp", before=str(program.parent))
+        return run_sh(*words, "--exp", tmp_path / "exp", before=str(program.parent), cwd=there)
 
     return run
 
@@ -284,6 +295,33 @@ def test_lrs2_is_tuned_on_what_was_pretrained_elsewhere(recipe, tmp_path):
     ]:
         done = recipe(*words)
         assert (done.returncode, done.stdout) == (2, "") and message in done.stderr, done.stderr
+
+
+def test_a_corpus_that_is_not_there_is_told_at_once(recipe, tmp_path):
+    """Also one that is opened after days of pre-training; each part of a list of files."""
+    gone = tmp_path / "nowhere"
+    vatlm = ["--system", "vatlm", "--corpus", "lrs3", "--data", "lrs3", "--tedlium", "ted", "--gigaspeech", "giga"]
+    for words, message in [
+        (["--corpus", "lrs3", "--data", gone, "--musan", "m"], f"--data: {gone} is not there"),
+        (["--corpus", "lrs3", "--data", "lrs3", "--musan", gone], f"--musan: {gone} is not there"),
+        ([*vatlm, "--text", f"lexicon.txt,{gone}"], f"--text: {gone} is not there"),
+        ([*vatlm, "--text", "lexicon.txt", "--talk-alignments", gone], f"--talk-alignments: {gone} is not there"),
+    ]:
+        done = recipe(*words)
+        assert (done.returncode, done.stdout) == (2, "") and message in done.stderr, done.stderr
+
+
+def test_a_system_without_a_plan_for_a_corpus_says_so(recipe):
+    """VATLM wants talks and text: with clips alone it can only be tuned."""
+    done = recipe("--system", "vatlm", "--corpus", "clips", "--data", "own")
+    assert (done.returncode, done.stdout) == (2, "") and "has no plan for --corpus clips; tune a model" in done.stderr
+    assert "base-vox.yaml" in done.stderr and "claims" not in done.stderr
+
+
+def test_vatlm_on_own_clips_is_tuned_without_its_text_encoder(recipe, tmp_path):
+    done = recipe("--system", "vatlm", "--corpus", "clips", "--data", "own", "--init", "x", "--stop-stage", 1)
+    assert done.returncode == 0 and "prepare clips own" in done.stdout, done.stderr
+    assert configs.read(CONF.parent / "vatlm/finetune/init-av.yaml")["remove"] == ["text"]
 
 
 def test_a_model_that_is_not_there_is_told_at_once(recipe, tmp_path):

@@ -2,8 +2,8 @@
 # u-HuBERT (with AV-HuBERT in it), VATLM and AV-data2vec, from clips on disk to a table of word error rates.
 #   recipes/lrs3/run.sh                                             everything, on a small corpus that we make
 #   recipes/lrs3/run.sh --corpus lrs3 --data /data/lrs3 --nproc 8 --conf recipes/lrs3/conf/uhubert/large-lrs3.yaml
-#   recipes/lrs3/run.sh --system av-data2vec                        the same without units: a teacher gives the targets
-#   recipes/lrs3/run.sh --system vatlm                              lips, sound, sound with text and text in one model
+#   recipes/lrs3/run.sh --system av-data2vec --exp exp/data2vec     the same without units: a teacher gives the targets
+#   recipes/lrs3/run.sh --system vatlm --exp exp/vatlm              lips, sound, sound with text and text in one model
 #   recipes/lrs3/run.sh --corpus grid --data /data/grid --stage 3 --stop-stage 4
 #   recipes/lrs3/run.sh --corpus clips --data my_videos --init base_vox_iter5.pt     own clips on a published model
 #   recipes/lrs3/run.sh --corpus lrs2 --data /data/lrs2 --init exp/iter5/encoder     LRS2 on an encoder of our own
@@ -52,7 +52,11 @@ if [ -n "$row" ] && [ ! -e "$row" ]; then
   near=$(find "$here"/conf/*/rows -name "${name:0:11}*.yaml" -exec basename {} .yaml \; | sort -u | head -n 12 | paste -sd ' ')
   stop "--row $row: no such file${near:+; recipes/lrs3/conf/SYSTEM/rows has $near}"
 fi
-[ -e "$conf" ] || stop "--conf $conf: not there; $system has $(ls "$here/conf/$system" | grep yaml | paste -sd ' ')"
+if [ ! -e "$conf" ]; then
+  plans=$(find "$here/conf/$system" -maxdepth 1 -name '*.yaml' ! -name '*claims*' -exec basename {} \; | sort | paste -sd ' ')
+  [ "$conf" != "$here/conf/$system/$plan.yaml" ] || stop "--system $system: has no plan for --corpus $corpus; tune a model that you have (--init), or name a plan (--conf): conf/$system has $plans"
+  stop "--conf $conf: not there; conf/$system has $plans"
+fi
 domain=$([ -z "$row" ] || plan labelled_corpus)
 case $(cut -d+ -f1 <<< "${domain:-LRS3}") in
   LRS3) [ -z "$row" ] || [ "$corpus" != lrs2 ] || stop "--row $row: is tuned on LRS3; give --corpus lrs3" ;;
@@ -99,6 +103,15 @@ fi
 while IFS=' ' read -r name kind options; do
   [ -z "$name" ] || [ -n "${!name}" ] || [ "$stage" -gt 5 ] || [ "$dry_run" = yes ] || stop "--$name: missing, but $conf pre-trains on it; give the folder of $kind, or another --conf"
 done <<< "$extra"
+if [ "$corpus" != synth ] && [ "$dry_run" = no ] && [ "$stage" -le 2 ]; then   # now: some are opened days later
+  for name in data musan vox vox_ids tedlium gigaspeech lexicon landmarks alignments valid_ids translations; do
+    [ -z "${!name}" ] || [ -e "${!name}" ] || stop "--${name//_/-}: ${!name} is not there; mend the path"
+  done
+  while IFS= read -r name; do
+    [ -z "$name" ] || [ -e "$name" ] || stop "--text: $name is not there; mend the path"
+  done <<< "${text//,/$'\n'}"
+  case $talk_alignments in '' | cut-or-pad) ;; *) [ -e "$talk_alignments" ] || stop "--talk-alignments: $talk_alignments is not there; mend the path" ;; esac
+fi
 [[ $extra == *vox* ]] || [ -z "$vox$vox_ids" ] || stop "--vox: $conf does not pre-train on it; leave it out, or give another --conf"
 for name in tedlium gigaspeech text; do
   [ "$corpus" = synth ] || grep -q "^$name " <<< "$extra" || [ -z "${!name}" ] || stop "--$name: $conf does not pre-train on it; leave it out, or give another --conf"
@@ -112,8 +125,8 @@ IFS=$'\n'
 set -f
 if [ "$dry_run" = yes ]; then
   sizes=$(tail -n 1 <<< "$pretrained")
-  for file in $(sort -u <<< "$pretrained"); do echo "$file" >&2; mmspeech pretrain "$file" "$exp" --dry-run; done
-  for file in $finetuned; do echo "$file" >&2; mmspeech finetune "$file" "$exp" --encoder "${sizes:-$(plan encoder)}" --dry-run; done
+  for file in $({ echo "$pretrained"; [ -n "$init" ] || plan phone2unit; } | grep . | sort -u); do echo "$file" >&2; mmspeech pretrain "$file" "$exp" --dry-run; done
+  for file in $({ [ -n "$init" ] || { plan aligner; plan teacher; }; echo "$finetuned"; } | awk '/./ && !seen[$0]++'); do echo "$file" >&2; mmspeech finetune "$file" "$exp" --encoder "${sizes:-$(plan encoder)}" --dry-run; done
   exit
 fi
 words() { tr -s ' ,' '\n'; }

@@ -27,7 +27,7 @@ from mmspeech.errors import UserError
 from mmspeech.scoring import bootstrap, codebooks, compare, modalities, plots
 
 CONF = ROOT / "recipes/lrs3/conf"
-AT_LEAST = f"`<=`: shown if the smaller side is less than {MARGIN:g} points worse, and opposite if it is worse at all."
+AT_LEAST = f"`<=`: shown if the interval lies above -{MARGIN:g} points, opposite if it lies below 0."
 
 
 @dataclass

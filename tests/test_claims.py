@@ -135,12 +135,12 @@ def test_a_claim_of_many_trainings_waits_until_it_is_named(tmp_path, monkeypatch
     monkeypatch.setattr(claims, "examine", examine)
     claims.run("av-data2vec", exp=tmp_path)
     assert examined == list("abcdef")
-    meaning = "shown if the smaller side is less than 2 points worse"
+    meaning = "`<=`: shown if the interval lies above -2 points"
     assert " ".join(capsys.readouterr().err.split()).count(meaning) == 1
     assert (tmp_path / "claims.md").read_text().count(meaning) == 1
     claims.run("av-data2vec", only="b-all", exp=tmp_path)
     assert examined[-1] == "b-all" and "**b-all. " in (tmp_path / "claims.md").read_text()
-    assert "points worse" not in capsys.readouterr().err
+    assert "`<=`" not in capsys.readouterr().err
 
 
 def test_trainings_are_shared_and_seeds_have_their_own(tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def prepare(
     Args:
         corpus: The folder that holds music, speech and noise.
         out: Folder to write.
-        babbles: Mixtures to make of babble, 10 seconds each, for all three splits together.
+        babbles: Mixtures to make of babble, 10 seconds each, for all three splits together; at least one for each.
         voices: Pieces of speech in a mixture; fewer where a small corpus has fewer.
         seed: Fixes the splits and the mixtures.
         jobs: Processes that decode and mix.
@@ -110,7 +110,7 @@ def prepare(
         mixtures = [
             mixture
             for split in SPLITS
-            for mixture in plan_babble(speech[split], split, round(babbles * SHARES[split]), voices, seed)
+            for mixture in plan_babble(speech[split], split, share(babbles, split), voices, seed)
         ]
         mix = functools.partial(mix_babble, audio=folder / "audio")
         with ExitStack() as stack:
@@ -120,6 +120,11 @@ def prepare(
                 counts[f"babble {split}"] += 1
     for kind in (*KINDS, "babble"):
         say(f"{out}: {kind}: " + ", ".join(f"{counts[f'{kind} {split}']} {split}" for split in SPLITS))
+
+
+def share(babbles: int, split: str) -> int:
+    """How many mixtures a split gets: of few at least one, lest a test in babble find none after the training."""
+    return max(1, round(babbles * SHARES[split])) if babbles else 0
 
 
 def noise_file(folder: Path, kind: str, split: str) -> Path:

@@ -60,6 +60,23 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
     assert "resumed after update 4" in (tmp_path / "parts" / "log.txt").read_text()
 
 
+def test_an_objective_sees_what_is_logged_and_its_warning_is_said(tmp_path):
+    """Of training and of validation, with the update; a collapse may show in either first."""
+
+    class Watched(Toy):
+        def watch(self, update: int, figures: dict[str, float]) -> str | None:
+            self.seen.append((update, figures["loss"]))
+            return f"warning: at {update}" if "lr" not in figures else None
+
+    toy = Watched(dropout=0.2, norm=True)
+    toy.seen = []
+    train(tmp_path, toy)
+    said = (tmp_path / "log.txt").read_text()
+    logged = metrics(tmp_path, "train") + metrics(tmp_path, "valid")
+    assert sorted(loss for _, loss in toy.seen) == sorted(logged) and len(metrics(tmp_path, "valid")) == 3
+    assert said.count("warning: at ") == 3 and "warning: at 10" in said
+
+
 def test_two_runs_do_not_write_into_one_folder(tmp_path):
     """While another process trains in it, a folder is refused; one that was killed does not keep it."""
     hold = "import sys, pathlib; from mmspeech import files\nwith files.alone_in(pathlib.Path(sys.argv[1])):\n"

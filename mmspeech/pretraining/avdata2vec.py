@@ -234,7 +234,7 @@ class AVData2vec(nn.Module):
             follow(averaged, followed, weight)
 
     def watch(self, update: int, figures: dict[str, float]) -> str | None:
-        """Look at the figures of training as they are logged; a warning, once of each, if what is learnt has collapsed.
+        """Look at figures as they are logged; a warning, once of each, if what is learnt has collapsed.
 
         Raises Diverged instead, if `stop_on_collapse`.
         """

@@ -230,7 +230,9 @@ class Trainer:
         return agreement.stop
 
     def _report(self) -> None:
-        figures = self.report.write(self.log, self.optimizer.param_groups[0]["lr"])
+        self._watch(self.report.write(self.log, self.optimizer.param_groups[0]["lr"]))
+
+    def _watch(self, figures: dict[str, float]) -> None:
         for objective in self.dispatch.all():
             if figures and hasattr(objective, "watch") and (warning := objective.watch(self.update, figures)):
                 self.log.line(warning)
@@ -244,6 +246,7 @@ class Trainer:
             self.dispatch, self.validation, update=self.update, device=self.device, precision=self.config.precision
         )
         self.log.report(self.update, "valid", figures)
+        self._watch(figures)
         self.report.leave_out(time.monotonic() - began)
         return self.best.better(figures, self.update)
 

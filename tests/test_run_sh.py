@@ -36,7 +36,7 @@ def run_sh(
 
 # What the tests call corpora and lists of files: run.sh looks whether they are there, its stand-ins read none.
 PLACES = ["lrs3", "own", "bbc", "d", "data", "m", "musan", "v", "vox", "ted", "giga", "grids", "phones", "marks", "x"]
-PLACES += ["tedlium", "gigaspeech", "text", "en.id", "valid.id", "lexicon.txt", "my words.txt"]
+PLACES += ["tedlium", "gigaspeech", "text", "en.id", "valid.id", "es.tsv", "lexicon.txt", "my words.txt"]
 
 
 @pytest.fixture

@@ -214,11 +214,13 @@ class Stage:
         for path in self.inputs:
             if Path(path).resolve().is_relative_to(self.output.resolve()):
                 raise UserError(f"{self.output}: holds {path}, which is read; give another folder to write to")
-        records = (_read(self._record()), _read(self.output / BEGUN))
-        record = next((one for one in records if one and one["settings"].keys() == self.settings.keys()), None)
+        records = [one for one in (_read(self._record()), _read(self.output / BEGUN)) if one]
+        record = next((one for one in records if one["settings"].keys() == self.settings.keys()), None)
         if record is None:
             if any(self.output.iterdir()):
-                raise UserError(f"{self.output}: holds files of another origin; give an empty or a new folder")
+                other = sorted(records[0]["settings"].keys() ^ self.settings.keys()) if records else []
+                made = f", made with{'out' if other[0] in self.settings else ''} `{other[0]}`" if other else ""
+                raise UserError(f"{self.output}: holds files of another origin{made}; give an empty or a new folder")
             return
         for key, there in record["settings"].items():
             if there != self.settings[key] and not self.anew:

@@ -20,6 +20,7 @@ from mmspeech.errors import Diverged, UserError
 from mmspeech.models.av_encoder import AVEncoder, AVEncoderConfig, load_encoder
 from mmspeech.models.presence import ModalitySchedule
 from mmspeech.pretraining.avdata2vec import AVData2vec, AVData2vecConfig, TeacherConfig, spread, spread_before_norm
+from mmspeech.scoring import plots
 from mmspeech.training import checkpoint, optimizers, parallel, trainer
 from mmspeech.training.step import agree, train_step
 
@@ -542,6 +543,10 @@ def test_the_schedule_is_drawn_with_its_numbers(tmp_path, capsys):
         assert found == pytest.approx(wanted)
     assert rows[600_000]["teacher's tau: tau"] == pytest.approx(0.99999)
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    panels = {"student": {"both": [1, 0], "sound": [0, 1]}, "teacher": {"sound, if not both": [0, 1], "both": [1, 0]}}
+    one, other = plots.panels_over(panels, [0, 1_000_000], "update").axes
+    colours = [line.get_color() for line in one.lines], [line.get_color() for line in other.lines]
+    assert colours[0] == colours[1][::-1] and len(set(colours[0])) == 2, "a stream has one colour in all panels"
     capsys.readouterr()
     assert command("schedule", conf, tmp_path / "s.png", "--set", "objective.student.al=1") == 2
     assert "`objective.student.al` is not a setting of ModalitySchedule" in capsys.readouterr().err

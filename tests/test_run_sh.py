@@ -108,7 +108,8 @@ def test_a_stopped_recipe_waits_until_its_trainer_has_saved(tmp_path):
 def test_a_row_that_is_not_there_is_told_with_its_neighbours(recipe):
     done = recipe("--row", CONF / "rows/table2-drop-x.yaml", "--dry-run")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "no such file; recipes/lrs3/conf/SYSTEM/rows has table2-drop-a table2-drop-av" in done.stderr
+    near = done.stderr.partition("no such file; recipes/lrs3/conf/SYSTEM/rows has ")[2].split()
+    assert set(near[:3]) == {"table2-drop-v", "table2-drop-a", "table2-drop-av"}
 
 
 def test_noise_reaches_only_trainings_whose_files_name_it(recipe, tmp_path):

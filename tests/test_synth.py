@@ -313,6 +313,12 @@ def test_a_corpus_without_text_and_talks_is_the_one_it_was(corpus):
     assert not (corpus / "text").exists() and not (corpus / "tedlium").exists()
 
 
+def test_what_makes_it_another_corpus_is_named(corpus):
+    """Talks asked of a folder of clips alone: the word that differs, though no default corpus has it."""
+    with pytest.raises(UserError, match="holds files of another origin, made without `talks`; give an empty"):
+        synth.prepare(corpus, vocabulary="commands", talks=8)
+
+
 def test_second_run_does_nothing(corpus, capsys):
     """The same settings again: current, whatever the number of processes."""
     before = (corpus / "stage.json").stat().st_mtime_ns

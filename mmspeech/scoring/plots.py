@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from mmspeech.errors import UserError
 from mmspeech.scoring.table import ANY, Score, column_order, split_noise
@@ -180,21 +181,31 @@ def lines_over(lines: Mapping[str, Sequence[tuple[float, ...]]], x: str, y: str,
 
 
 def panels_over(panels: Mapping[str, Mapping[str, Sequence[float]]], at: Sequence[float], x: str) -> Figure:
-    """Curves over the same places, a panel for each title: title -> name -> values."""
+    """Curves over the same places, a panel for each title: title -> name -> values.
+
+    Curves whose names begin alike, up to a comma, have one colour in all panels.
+    """
+    names = dict.fromkeys(_before_comma(name) for lines in panels.values() for name in lines)
+    colours = dict(zip(names, COLOURS * len(names), strict=False))
     columns = min(len(panels), 3)
     figure = Figure(figsize=(4.2 * columns, 2.9 * -(-len(panels) // columns)), layout="constrained")
     places = np.ravel(figure.subplots(-(-len(panels) // columns), columns, squeeze=False))
     for axes in places[len(panels) :]:
         axes.set_axis_off()
     for axes, (title, lines) in zip(places, panels.items(), strict=False):
-        for (name, values), colour in zip(lines.items(), COLOURS * len(lines), strict=False):
-            axes.plot(at, values, color=colour, linewidth=1.6, label=name)
+        for name, values in lines.items():
+            axes.plot(at, values, color=colours[_before_comma(name)], linewidth=1.6, label=name)
         axes.set_title(title, loc="left", fontsize=9, color=INK)
         axes.set_xlabel(x, fontsize=8)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 1M: numbers in full would touch
         if len(lines) > 1:
             axes.legend(fontsize=7, frameon=False, labelcolor=INK)
         _plain(axes)
     return figure
+
+
+def _before_comma(name: str) -> str:
+    return name.partition(",")[0]
 
 
 def to_png(figure: Figure, path: Path) -> None:

@@ -48,8 +48,9 @@ plan=$corpus
 [ -z "$init" ] || [[ $corpus != clips && $corpus != grid && $corpus != lrs2 ]] || plan=init
 conf=${row:-${conf:-$here/conf/$system/$plan.yaml}}
 if [ -n "$row" ] && [ ! -e "$row" ]; then
-  name=$(basename "$row")
-  near=$(find "$here"/conf/*/rows -name "${name:0:11}*.yaml" -exec basename {} .yaml \; | sort -u | head -n 12 | paste -sd ' ')
+  near=$(find "$here"/conf/*/rows -name '*.yaml' -exec basename {} .yaml \; | python -c '
+import difflib, sys
+print(*difflib.get_close_matches(sys.argv[1], sorted(set(sys.stdin.read().split())), 12, 0.5))' "$(basename "$row" .yaml)")
   stop "--row $row: no such file${near:+; recipes/lrs3/conf/SYSTEM/rows has $near}"
 fi
 if [ ! -e "$conf" ]; then

@@ -120,7 +120,8 @@ class Runs:
         heard, out = self.exp / f"heard-{wanted.teacher}-{seed}", self.exp / f"labels-{wanted.teacher}-{seed}"
         cuts = shared / "mouth/cuts_pretrain.jsonl.gz"
         self._mmspeech("decode", self.recognizer(wanted.teacher, seed) / "model", cuts, heard, "--modality", "av")
-        self._mmspeech("extract", "pseudo-labels", cuts, heard / "pretrain-av-clean", out)
+        trusted = self._plan(self.claims.plan).trusted.split()
+        self._mmspeech("extract", "pseudo-labels", cuts, heard / "pretrain-av-clean", out, *trusted)
         return out / cuts.name
 
     def decoded(self, term: Term, seed: int) -> Path:

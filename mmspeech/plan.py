@@ -56,6 +56,9 @@ class Plan:
     labelled: list[Labelled] = field(default_factory=list)  # per recognizer; without entries, each on trainval
     # One more YAML of a recognizer, which is tuned on `labelled` without `vox` and then transcribes `vox`.
     teacher: str = ""
+    # Options of `mmspeech extract pseudo-labels`: which of its transcripts are learnt from. VATLM (Sec. V-B) only
+    # drops what is short; `--min-confidence -0.3` drops what the teacher was not sure of.
+    trusted: str = "--min-s 2.0"
     modality: str = "av,a,v"  # streams that every recognizer is tested with
     modalities: list[str] = field(default_factory=list)  # instead of `modality`, one entry per recognizer
     noise: str = "clean,babble:0"  # and noises

@@ -165,7 +165,7 @@ def test_finished_shards_are_not_made_again(world, tmp_path, monkeypatch, capsys
 
 def test_jobs_share_the_shards_and_batches_do_not_matter(world, tmp_path, monkeypatch, capsys):
     """Two jobs into one folder, and batches of one sentence: what one job with large ones makes."""
-    texts = [write(tmp_path / "one.txt", sentences(12)), write(tmp_path / "two.txt.gz", sentences(8, seed=1))]
+    texts = [write(tmp_path / "one.txt", sentences(12)), write(tmp_path / "two.gz", sentences(8, seed=1))]
     assert world(tmp_path / "whole", *texts) == 0
     assert world(tmp_path / "shared", *texts, shard="1/2") == 0
     said = capsys.readouterr().err

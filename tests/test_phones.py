@@ -54,7 +54,7 @@ def test_symbols_are_those_of_the_public_layout():
         ("G ɡ g ɟ", "G"),
         ("N n n̩ ɲ ɾ̃", "N"),
         ("HH h ç", "HH"),
-        ("sil SIL sp <eps> SIL_S", "SIL"),
+        ("sil SIL sp <eps> SIL_S h#", "SIL"),
         ("spn SPN SPN_S nsn <unk>", "SPN"),
     ],
 )

@@ -286,9 +286,11 @@ def test_lrs2_is_tuned_on_what_was_pretrained_elsewhere(recipe, tmp_path):
     assert not any(line[0] == "pretrain" for line in lines)
     done = recipe(*words)
     assert done.returncode == 0 and "finetune/init-av.yaml" in done.stdout
+    lrs2 = CONF.parent / "vatlm/rows/table2-base-av.yaml"  # names the pre-trainings, which are LRS3's
     for words, message in [
         (["--corpus", "lrs3", "--data", "d", "--row", row], "is tuned on LRS2; give --corpus lrs2"),
         (["--corpus", "lrs2", "--data", "d", "--row", CONF / "rows/table2-drop-v.yaml"], "is tuned on LRS3; give"),
+        (["--corpus", "lrs2", "--data", "d", "--row", lrs2], "--init: missing; LRS2 is only tuned on"),
         (
             ["--corpus", "lrs2", "--data", "d", "--init", model, "--valid-ids", "x"],
             "--valid-ids and --translations are",
@@ -562,5 +564,5 @@ def test_self_training_transcribes_before_it_tunes(recipe, tmp_path):
     assert f"{by}.yaml {exp}/teacher-{by} " in lines[0] and f"{exp}/teacher-{by}/model" in lines[1]
     assert f"data.cuts=['{exp}/mouth/cuts_trainval.jsonl.gz']" in lines[0]
     assert f"{exp}/vox/mouth/cuts_pretrain.jsonl.gz {exp}/vox/heard-{by} --modality audio+video" in lines[1]
-    assert lines[2].endswith(f"{exp}/vox/heard-{by}/pretrain-audio+video-clean {exp}/vox/labels-{by}")
+    assert lines[2].endswith(f"{exp}/vox/heard-{by}/pretrain-audio+video-clean {exp}/vox/labels-{by} --min-s 2.0")
     assert f"['{exp}/mouth/cuts_trainval.jsonl.gz','{exp}/vox/labels-{by}/cuts_pretrain.jsonl.gz']" in lines[3]

@@ -90,6 +90,7 @@ def test_public_models_pieces_are_reproduced(shared):
         ("It's the dogs' 'quoted' rock 'n' roll.", "it's the dogs quoted rock n roll"),
         ("<s> I DON 'T THINK IT 'S TEN O 'CLOCK </s>", "i don't think it's ten o'clock"),
         ("U.S. caf\u00e9_bar \u2014 3.5 %", "u s café bar 3 5"),
+        ("[laughter] yes {LG} [cross talk]", "yes"),
         ("<s> </s>\n", ""),
         ("...", ""),
     ],

@@ -182,10 +182,10 @@ def run(
 
 
 def stem_of(path: Path) -> str:
-    """`cantab.txt.gz` -> cantab. Raises UserError for another kind of file."""
+    """`cantab.txt.gz`, `cantab.gz` -> cantab. Raises UserError for another kind of file."""
     name = path.name.removesuffix(".gz")
-    if not name.endswith(".txt"):
-        raise UserError(f"{path}: expected sentences, one per line, in a file .txt or .txt.gz; rename it, or give such")
+    if not name.endswith(".txt") and name == path.name:
+        raise UserError(f"{path}: expected sentences, one per line, in a file .txt, .txt.gz or .gz; rename it")
     return name.removesuffix(".txt")
 
 

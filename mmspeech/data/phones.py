@@ -28,8 +28,8 @@ SYMBOLS = (*SPECIAL, *CATEGORIES, "<spare>")  # 46: ids of the public model, who
 ID = {name: number for number, name in enumerate(SYMBOLS)}
 IPA_SYMBOLS = (*SPECIAL, *ipa.LETTERS, SILENCE, NOISE)
 
-# What aligners call them (Kaldi, MFA, gentle, HTK), lower-cased.
-_SILENT = {"", "sil", "sp", "<eps>", "<sil>", "!sil", "pau", "_", "#"}
+# What aligners call them (Kaldi, MFA, gentle, HTK, TIMIT), lower-cased.
+_SILENT = {"", "sil", "sp", "<eps>", "<sil>", "!sil", "pau", "_", "#", "h#", "epi"}
 _NOISES = {"spn", "nsn", "lau", "oov", "<unk>", "[noise]", "<spn>"}
 _TAG = re.compile(r"<.*>|\[.*\]|\{.*\}|\(.*\)")  # <unk>, [noise], {breath}: sound that is no word
 _VOICELESS = {"P", "T", "K", "F", "TH"}

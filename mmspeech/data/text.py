@@ -186,7 +186,7 @@ def normalise(text: str) -> str:
 
 
 # Of a line of written English: tags such as <s>, and all that is neither a letter, a digit nor an apostrophe in a word.
-_TAG = re.compile(r"<[^<>\s]*>")
+_TAG = re.compile(r"<[^<>\s]*>|\[[^\[\]]*\]|\{[^{}]*\}")
 # What TED-LIUM and Cantab-TEDLIUM set apart; other apostrophes behind a space begin a word, or a quotation.
 _SPLIT = re.compile(r"(?<=\w) '(?=(?:s|t|d|m|ll|re|ve|clock|all)\b)")
 _APOSTROPHE = re.compile("[\u2018\u2019\u02bc\u00b4`]")
@@ -194,7 +194,7 @@ _NO_WORD = re.compile(r"[^\w']|_|(?<!\w)'|'(?!\w)")
 
 
 def without_tags(line: str) -> str:
-    """A line of a text corpus without <s> and </s>, which are not spoken, and with one space between words."""
+    """A line of a text corpus without <s>, [laughter], {LG}, which are no words, and with one space between words."""
     return " ".join(_TAG.sub(" ", line).split())
 
 

@@ -22,7 +22,7 @@ vox=             # folder of VoxCeleb2, for plans that pre-train on it
 vox_ids=         # file with its English clips, one SPEAKER/VIDEO/CLIP per line; else all languages are taken
 tedlium=         # folder TEDLIUM_release-3, for plans that pre-train on it
 gigaspeech=      # folder of GigaSpeech, for plans that pre-train on it
-text=            # files of sentences, one per line, .txt or .txt.gz, with commas between, for plans that pre-train on text
+text=            # files of sentences, one per line, also compressed (.gz), with commas between, for plans that pre-train on text
 talk_alignments= # folder of TextGrid or CTM files with the phones of TED-LIUM; without, a recognizer is tuned to find them; or cut-or-pad
 lexicon=         # file of lines WORD PHONE PHONE ..., instead of CMUdict
 landmarks=       # folder of face landmarks; without it they are detected (bin/setup synth video)
@@ -67,6 +67,9 @@ esac
 pretrained=$(plan pretrain)
 finetuned=$(plan finetune)
 last=$(printf '%s' "$pretrained" | grep -c . || true)   # number of iterations; 0: a row without pre-training
+if [ -n "$row" ] && [ "$corpus" = lrs2 ] && [ "$last" -gt 0 ] && [ -z "$init" ] && [ "$dry_run" = no ]; then
+  stop "--init: missing; LRS2 is only tuned on: pre-train with run.sh --corpus lrs3 --row $row, then give its last iteration's encoder"
+fi
 folders=$([ -z "$row" ] || plan folders)
 iter() { if [ -n "$row" ]; then echo "$exp/$(sed -n "$1p" <<< "$folders")"; else echo "$exp/iter$1"; fi; }
 recognizer() { basename "${row:-$1}" .yaml; }   # its folder and label; a row has one
@@ -371,7 +374,7 @@ if begin_stage 6 "fine-tuning on transcribed cuts" && transcribed fine-tuning; t
     train decode "$exp/teacher-$heard_by/model" "$unheard" "$exp/vox/heard-$heard_by" --modality "$streams" --label teacher \
       $(plan search | awk 'NF { print "--set"; print }')
     mmspeech extract pseudo-labels "$unheard" "$exp/vox/heard-$heard_by/pretrain-$streams-clean" \
-      "$exp/vox/labels-$heard_by"
+      "$exp/vox/labels-$heard_by" $(plan trusted | words)
   fi
   louder=$(plan noisy_validation)
   number=0

@@ -1,6 +1,7 @@
 """Sources of training cuts: what a pass holds, in which shares, the same for any number of ranks, workers, restarts."""
 
 import itertools
+import math
 from collections import Counter, deque
 from dataclasses import dataclass
 
@@ -11,11 +12,11 @@ from lhotse import MonoCut
 
 from mmspeech import config as configs
 from mmspeech import dist
-from mmspeech.data import sizes
+from mmspeech.data import sizes, sources
 from mmspeech.data.audio import num_frames
 from mmspeech.data.cutfiles import open_cuts, writing_cuts
 from mmspeech.data.loader import DataConfig, TrainingStream, make_reading
-from mmspeech.data.reading import Reading, read_item, streams_given
+from mmspeech.data.reading import Reading, read_item, streams_given, times_given
 from mmspeech.data.sources import Mixture, Source, Span
 from mmspeech.errors import UserError
 
@@ -103,6 +104,37 @@ def test_two_thousand_batches_hold_each_type_of_data_as_configured(tmp_path, mon
                 frames[cut.id.split("-")[0]] += num_frames(cut)
     for name, (_, _, weight) in corpora.items():
         assert frames[name] / frames.total() == pytest.approx(weight / 0.48, rel=0.02), name
+
+
+def test_a_pass_of_endless_sources_ends_and_the_next_one_goes_on_there(tmp_path, monkeypatch):
+    """VATLM's text is hundreds of millions of lines: a pass is bounded, so that a resumed run has little to go through.
+
+    Every cut of a source comes once before any comes twice; a file that lies wholly before a pass is not opened.
+    """
+    monkeypatch.setattr(sources, "LONGEST_PASS_S", 100.0)
+    rng = np.random.default_rng(0)
+    text = [round(float(one), 2) for one in rng.uniform(0.1, 9, 1000)]
+    for i in range(10):
+        write_names(tmp_path / f"text/cuts_text-{i}.jsonl.gz", text[i * 100 : (i + 1) * 100], f"t{i}-")
+    clips = write_names(tmp_path / "clips.jsonl.gz", [2.0] * 30, "c")
+    given = [Source(cuts=[tmp_path / "text"], weight=3), Source(cuts=[clips], weight=1)]
+    mixed = Mixture(given, Span(min_s=0.2, max_s=8.0), seed=1)
+    whole = sum(one for one in text if 0.2 <= one <= 8)
+    opened, seen, clip_times = [], [], Counter()
+    lines = sources.LazyJsonlIterator
+    monkeypatch.setattr(sources, "LazyJsonlIterator", lambda path: opened.append(path.name) or lines(path))
+    for number in range(120):
+        seconds, opened[:] = Counter(), []
+        for cut in mixed.one_pass(number):
+            seconds[cut.id[0]] += cut.duration
+            (seen if cut.id[0] == "t" else clip_times.update([cut.id]) or []).append((cut.id, times_given(cut, number)))
+        assert seconds["t"] == pytest.approx(75, abs=8) and seconds["c"] == pytest.approx(25, abs=2)
+        assert len(set(opened) - {clips.name}) <= 2
+    usable = [f"t{i // 100}-{i % 100:04d}" for i, one in enumerate(text) if 0.2 <= one <= 8]
+    turns = 120 * 75 / whole
+    assert seen == [(name, turn) for turn in range(math.ceil(turns)) for name in usable][: len(seen)]
+    assert len(seen) == pytest.approx(turns * len(usable), abs=3)
+    assert set(clip_times.values()) <= {120 * 25 // 60, 120 * 25 // 60 + 1}
 
 
 def test_beginning_of_a_source_comes_no_more_often_than_its_end(names):
@@ -233,7 +265,7 @@ def test_pretraining_runs_on_sources_of_all_kinds(corpora, tmp_path, capsys):
     sources = f"[{{cuts: [{av}], weight: 2}}, {audio_only}]"
     assert command("pretrain", conf, tmp_path / "exp", "--set", f"data.sources={sources}") == 0
     said = capsys.readouterr().err
-    assert f"{av}: 8 cuts, 0.00 h; 50.0% of a pass, each cut 1.50 times" in said
+    assert f"{av}: 8 cuts, 0.00 h; 50.0% of a pass, each cut 1.5 times" in said
     assert f"{hidden}: 8 cuts, 0.00 h, audio alone; 25.0% of a pass, each cut 0.75 times" in said
     assert configs.read(tmp_path / "exp/encoder/config.yaml")["trained_on"] == ["audio", "video"]
     # The same cuts from elsewhere are the same run; the same cuts with their weights exchanged are not.
@@ -298,7 +330,7 @@ def test_noted_sizes_are_those_of_the_cuts(tmp_path, monkeypatch, span):
     sizes.write_note(tmp_path, {path.name: Counter(durations[name]) for name, path in names.items()})
     with monkeypatch.context() as patch:
         patch.setattr(sizes.cutfiles, "is_empty", lambda path: pytest.fail(f"{path} was read"))
-        assert sizes.durations_of([names["a"], names["b"]]) == Counter(durations["a"]) + Counter(durations["b"])
+        assert sizes.durations_of([*names.values()]) == {names[name]: Counter(durations[name]) for name in names}
     noted = mixture({"a": names["a"], "b": names["b"]}, weights, **span)
     assert noted.sizes == counted.sizes and noted.rates == counted.rates
     assert [cut.id for cut in noted.one_pass(0)] == ids

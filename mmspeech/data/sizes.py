@@ -26,17 +26,18 @@ def write_note(folder: Path, found: Mapping[str, Mapping[float, int]]) -> None:
     write_json(folder / NAME, notes)
 
 
-def durations_of(paths: Sequence[Path]) -> Durations:
-    """Of all cuts in the files: noted ones, else those of the cuts, one by one. Raises UserError for a missing file."""
+def durations_of(paths: Sequence[Path]) -> dict[Path, Durations]:
+    """Of the cuts in each file: noted ones, else those of the cuts, one by one. Raises UserError for a missing file."""
     notes = {folder: _read(folder / NAME) for folder in dict.fromkeys(path.parent for path in paths)}
-    total: Durations = Counter()
+    found: dict[Path, Durations] = {}
     for path in paths:
         note = notes[path.parent].get(path.name)
         if note and path.exists() and path.stat().st_size == note["bytes"]:
-            total.update({float(seconds): count for seconds, count in note["durations"].items()})
-        elif not cutfiles.is_empty(path):
-            total.update(cut.duration for cut in cutfiles.open_cuts(path))
-    return total
+            found[path] = Counter({float(seconds): count for seconds, count in note["durations"].items()})
+        else:
+            empty = cutfiles.is_empty(path)
+            found[path] = Counter() if empty else Counter(cut.duration for cut in cutfiles.open_cuts(path))
+    return found
 
 
 def _read(path: Path) -> dict[str, dict]:

@@ -1,19 +1,19 @@
 """Sources of training cuts, mixed into passes: audio-visual ones, sound alone, lips alone, in any proportion.
 
-    source ── cuts of allowed length ── given whole, several times, or in part (weight) ──┐
-    source ── ...                                                                         ├── spread evenly ──▶ a pass
-    source ── ...                                                                         ┘
+    source ── cuts of allowed length ── whole, or from where the pass before ended ──┐
+    source ── ...                                                                    ├── spread evenly ──▶ a pass
+    source ── ...                                                                    ┘
 
 Without weights a pass holds every cut of every source once. With weights, the seconds of a pass are shared as the
-weights are, and a pass stays as long as the sources are together: a source that gets more than it has is gone through
-again, one that gets less gives a part of itself, drawn anew in every pass. A cut of a source is given as often as any
-other of it, or once more; never is its end left out for its beginning.
+weights are, and a pass is as long as the sources are together, at most LONGEST_PASS_S: each source goes on where it
+stopped in the pass before, and begins anew at its end. A cut of a source is given as often as any other of it, or once
+more; never is its end left out for its beginning. Where a pass begins follows from its number and the sizes of the
+files, so that nobody who resumes reads what hundreds of millions of earlier cuts were.
 """
 
 import functools
 import itertools
 import math
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 from lhotse import CutSet
 from lhotse.cut import Cut
+from lhotse.lazy import LazyJsonlIterator
+from lhotse.serialization import deserialize_item
 
 from mmspeech.console import say
 from mmspeech.data import cutfiles
@@ -29,6 +31,10 @@ from mmspeech.data.sizes import durations_of
 from mmspeech.data.units import made_from
 from mmspeech.errors import UserError
 from mmspeech.seeds import numpy_rng
+
+# Of passes of sources with weights: a run that resumes goes through the names of its pass up to where it stopped, some
+# seven thousand cuts a second.
+LONGEST_PASS_S = 1000 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +105,12 @@ class Mixture:
         parts: list[CutSet] = []
         expected: list[Size] = []
         for place, (source, size, rate) in enumerate(zip(self.sources, self.sizes, self.rates, strict=True)):
-            whole, part = divmod(rate, 1.0)
-            runs_per_pass = int(whole) + (part > 0)
-            # Numbered over all passes: a cut that comes a second time gets other masks, crops and noise.
-            first = number * runs_per_pass
-            runs = [self.run(source, first + k) for k in range(runs_per_pass)]
-            if part > 0:
-                runs[-1] = CutSet(_Part(runs[-1], part, (self.seed, "part", number, place)))
-            parts.append(functools.reduce(operator.add, runs))
+            if rate == 1.0:
+                parts.append(self.run(source, number))
+            else:
+                # The same expression for the end of a pass and the beginning of the next: no cut falls between them.
+                start, end = (n * rate * size.seconds for n in (number, number + 1))
+                parts.append(CutSet(_Stretch(self._files[place], self.span, source, self.units, start, end)))
             expected.append(Size(round(size.cuts * rate), size.seconds * rate))
         return parts[0] if len(parts) == 1 else CutSet(_Even(parts, expected, self.span, (self.seed, "mix", number)))
 
@@ -134,7 +138,13 @@ class Mixture:
             return [Size(1, 1.0)]
         for source in self.sources:
             self.run(source)  # tells of one that has nothing
-        return [self.span.size_of(durations_of(cutfiles.files_in(source.cuts))) for source in self.sources]
+        return [Size(*map(sum, zip(*files.values(), strict=True))) for files in self._files]
+
+    @functools.cached_property
+    def _files(self) -> list[dict[Path, Size]]:
+        """Of each source: its files, and how much is used of each."""
+        noted = [durations_of(cutfiles.files_in(source.cuts)) for source in self.sources]
+        return [{path: self.span.size_of(durations) for path, durations in files.items()} for files in noted]
 
     @functools.cached_property
     def rates(self) -> list[float]:
@@ -142,8 +152,9 @@ class Mixture:
         seconds = [size.seconds for size in self.sizes]
         weights = [source.weight for source in self.sources]
         shares = [(own if weight is None else weight) for weight, own in zip(weights, seconds, strict=True)]
+        whole = min(sum(seconds), LONGEST_PASS_S)
         rates = [
-            1.0 if weight is None else round(share / sum(shares) * sum(seconds) / own, 9)
+            1.0 if weight is None else share / sum(shares) * whole / own
             for weight, share, own in zip(weights, shares, seconds, strict=True)
         ]
         if len(self.sources) > 1:
@@ -151,7 +162,7 @@ class Mixture:
                 taken = f", {'+'.join(source.streams)} alone" if source.streams else ""
                 say(
                     f"{source.name}: {size.cuts} cuts, {size.seconds / 3600:.2f} h{taken}; {share / sum(shares):.1%} "
-                    f"of a pass, each cut {rate:.2f} times"
+                    f"of a pass, each cut {rate:.3g} times"
                 )
         return rates
 
@@ -181,21 +192,35 @@ class _Even:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A share of the cuts, evenly spaced from a drawn beginning: each is as likely as any other, and their number does
-    not vary as it would if each were drawn for itself."""
+class _Stretch:
+    """The cuts of a source that begin within a stretch of its seconds, which are counted from the first pass on and go
+    round: those before it are stepped over, whole files unread."""
 
-    cuts: CutSet
-    share: float
-    key: tuple  # of the draw
+    files: Mapping[Path, Size]  # in order
+    span: Span
+    source: Source
+    units: str | None
+    start: float
+    end: float
 
     def __iter__(self) -> Iterator[Cut]:
-        due = numpy_rng(*self.key).random()
-        for cut in self.cuts:
-            due += self.share
-            if due >= 1.0:
-                due -= 1.0
-                yield cut
+        around = sum(size.seconds for size in self.files.values())
+        # A turn early: at its border, rounding may put the start on either side.
+        for turn in itertools.count(max(0, math.floor(self.start / around) - 1)):
+            # Numbered by turns: a cut that comes a second time gets other masks, crops and noise.
+            give = _Give(self.source, self.units, turn)
+            reached = turn * around
+            for path, size in self.files.items():
+                at, reached = reached, reached + size.seconds
+                if reached <= self.start or not size.cuts:
+                    continue
+                for line in LazyJsonlIterator(path):  # not cuts: those before the start need not be made
+                    own = self.span.size_of({line["duration"]: 1})
+                    if at >= self.end:
+                        return
+                    if own.cuts and at >= self.start:
+                        yield give(deserialize_item(line))
+                    at += own.seconds
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from cuts import command, write_cuts
 from test_phone2unit import TINY
 from test_units import tiny_encoder
 
+from mmspeech import dist
 from mmspeech.cli import extract_text
 from mmspeech.data import units
 from mmspeech.data.cutfiles import open_cuts
@@ -177,6 +178,20 @@ def test_jobs_share_the_shards_and_batches_do_not_matter(world, tmp_path, monkey
     for name in ("units.json", "rejected.jsonl"):
         assert (tmp_path / "shared" / name).read_text() == (tmp_path / "whole" / name).read_text()
     assert (tmp_path / "shared" / "stage.json").exists()
+
+
+def test_processes_of_torchrun_share_the_shards_of_a_job(world, tmp_path, monkeypatch):
+    """Job 1 of 2 with two processes: the fourth of four makes shards 3 and 7 of ten, and none waits for the others."""
+    text = write(tmp_path / "text.txt", sentences(50))
+    assert world(tmp_path / "whole", text) == 0
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    for job, rank in ((1, 1), (0, 0), (1, 0), (0, 1)):
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        before = {path.name for path in (tmp_path / "shared/text").glob("*.json")}
+        assert world(tmp_path / "shared", text, shard=f"{job}/2") == 0
+        new = {path.name for path in (tmp_path / "shared/text").glob("*.json")} - before
+        assert new == {f"text-{i:05d}.json" for i in range(2 * job + rank, 10, 4)}
+    assert made(tmp_path / "shared") == made(tmp_path / "whole") and (tmp_path / "shared/stage.json").exists()
 
 
 def test_lines_that_cannot_be_used_are_counted_with_the_first_reasons(world, tmp_path, capsys):

@@ -23,7 +23,7 @@ import torch
 from lhotse import MonoCut, SupervisionSegment
 
 from mmspeech import dist, files, seeds
-from mmspeech.console import progress, say
+from mmspeech.console import progress, say, say_here
 from mmspeech.data import cutfiles, phone_frames, sizes, units
 from mmspeech.data.audio import FRAMES_PER_S
 from mmspeech.data.phones import SILENCE, Lexicon, ids_of, is_english
@@ -169,11 +169,13 @@ def run(
             f"{len(words.symbols)}; give a model that was trained on this language"
         )
     voice = Voice(words, model, settings, dist.start(device))
+    # torchrun's processes take a share of this job's share each; none waits for another.
+    mine = Share(share.index * dist.world_size() + dist.rank(), share.count * dist.world_size())
     records: list[Path] = []
     with stage.resuming(is_whole=lambda: all(record.exists() for record in records)):
         for number, shard in enumerate(shards(texts, out)):
             records.append(shard.record)
-            if number % share.count == share.index and not shard.record.exists():
+            if number % mine.count == mine.index and not shard.record.exists():
                 make(shard, voice, strict)
         if missing := sum(not record.exists() for record in records):
             say(f"{out}: {missing} of {len(records)} shards are left to other jobs")
@@ -285,4 +287,4 @@ def summarise(out: Path, records: Sequence[Path], texts: Sequence[Path]) -> None
     sizes.write_note(out, found)
     files.write_json(out / "units.json", {**total, "hours": total["frames"] / FRAMES_PER_S / 3600, "set_aside": kinds})
     aside = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    say(f"{out}: {total['texts']} texts with units" + (f"; set aside: {aside}" if aside else ""))
+    say_here(f"{out}: {total['texts']} texts with units" + (f"; set aside: {aside}" if aside else ""))

@@ -41,7 +41,11 @@ def run(
     ] = 0.25,
     max_s: Annotated[float, typer.Option(min=0.04, help="Of text: what would take longer is set aside.")] = 20.0,
     shard: Annotated[
-        str, typer.Option(help="Of text: i/n makes every n-th shard from the i-th on, i from 0: for array jobs.")
+        str,
+        typer.Option(
+            help="Of text: i/n makes every n-th shard from the i-th on, i from 0: for array jobs. torchrun's "
+            "processes share a job's shards."
+        ),
     ] = "0/1",
     seed: Annotated[int, typer.Option(help="Of text: fixes where pauses stand.")] = 0,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of text: of the model's products.")] = "fp32",

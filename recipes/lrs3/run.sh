@@ -297,7 +297,7 @@ units() {   # iteration, then how frames are made: frames and units of every sou
   given=$(for name in $paired; do files "$at/units/$name-valid" valid; done)
   train pretrain "$(plan phone2unit)" "$at/phone2unit" --set data.units=km --set "model.num_units=$(plan clusters | sed -n "${i}p")" \
     --set "data.cuts=$(listed <<< "$learnt")" --set "data.valid_cuts=$(there "$given" | listed)"
-  mmspeech extract units --from text $(tr ',' '\n' <<< "$text") "$at/units/text" --name km --phone2unit "$at/phone2unit/model" \
+  train extract units --from text $(tr ',' '\n' <<< "$text") "$at/units/text" --name km --phone2unit "$at/phone2unit/model" \
     ${lexicon:+--lexicon} ${lexicon:+"$lexicon"}
 }
 

@@ -41,9 +41,9 @@ def run(
     """Read a published checkpoint of AV-HuBERT, MuAViC or VATLM; fairseq is not needed, no code of the file is run.
 
     A pre-trained one becomes an encoder: OUT/encoder.safetensors and config.yaml, for `mmspeech finetune --encoder OUT`
-    or `mmspeech extract features --encoder OUT`; OUT/objective.safetensors keeps its codebook, projection and mask
-    embedding. A fine-tuned one becomes a recognizer for `mmspeech decode OUT`. OUT/import.json lists what became of
-    every tensor, the settings and the terms of use.
+    or `mmspeech extract features --encoder OUT`, of VATLM also from phones (`--modalities text`);
+    OUT/objective.safetensors keeps its codebook, projection and mask embedding. A fine-tuned one becomes a recognizer
+    for `mmspeech decode OUT`. OUT/import.json lists what became of every tensor, the settings and the terms of use.
 
     Example: mmspeech import base_vox_iter5.pt exp/base
     """
@@ -94,7 +94,7 @@ def write_encoder(public: Public, folder: Path) -> None:
     if "text" in encoder.inputs and import_avhubert.phone_rows(public) is None:
         say(
             f"{public.path}: its dictionary does not name the 41 phones; their ids are taken to be those of `mmspeech "
-            "extract phones`: AA to ZH from 4 on, then SIL, SPN. Look at `phones` in import.json"
+            "extract phones`: AA to ZH from 4 on, then SIL, SPN. Compare `phones` in import.json"
         )
     if not {"mask_emb", "label_embs_concat"} <= public.encoder.keys():
         return

@@ -266,7 +266,9 @@ def understood(path: Path) -> Iterator[None]:
         line = str(error)
         raise UserError(line if line.startswith(str(path)) else f"{path}: {line}") from None
     except (KeyError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"{path}: its tensors make no model ({error}); give a published checkpoint") from None
+        raise UserError(
+            f"{path}: its tensors and settings make no model ({error}); give a published checkpoint"
+        ) from None
 
 
 def agree(path: Path, settings: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cuts import _attach, command, write_cuts
+from cuts import attach, command, write_cuts
 from lhotse import MonoCut, NumpyFilesWriter
 from public_models import public_inputs, reference
 from safetensors.torch import load_file
@@ -64,7 +64,7 @@ def test_text_features_of_the_command_line_are_the_public_models(shared, importe
     io = reference(shared, "tiny_vatlm")[1]
     with writing_cuts(tmp_path / "cuts.jsonl.gz") as writer, NumpyFilesWriter(tmp_path / "phones") as arrays:
         for number, ids in enumerate(io["phones"].view(2, 20, 4).numpy()):
-            writer.write(_attach(MonoCut(f"text{number}", 0, 0.8, 0), arrays, "phones", ids.astype(np.uint8)))
+            writer.write(attach(MonoCut(f"text{number}", 0, 0.8, 0), arrays, "phones", ids.astype(np.uint8)))
     options = ("--encoder", imported, "--layer", 2, "--modalities", "text", "--device", "cpu", "--strict")
     assert command("extract", "features", tmp_path / "cuts.jsonl.gz", tmp_path / "out", *options) == 0
     found = list(open_cuts(next((tmp_path / "out").rglob("cuts.jsonl.gz"))))
@@ -88,7 +88,7 @@ def test_modalities_of_the_imported_model_are_compared(imported, tmp_path, capsy
 
 
 def test_a_fused_mask_gives_our_objective(shared, tmp_path):
-    """Every tensor and setting that Vatlm has comes from the file; drawn and run, its loss is finite for all types."""
+    """Every tensor and setting that Vatlm has comes from the file, and import writes both as they are."""
     content = masks_fused(plain(shared))
     content["cfg"]["criterion"]["banlance_loss_weights"] = [0.5, 2.0]
     path, public = write(content, tmp_path), content["model"]

@@ -142,7 +142,9 @@ def _uhubert_config(public: Public) -> "UHubertConfig":
 
 
 def _vatlm_config(public: Public) -> "VatlmConfig":
-    """Streams are dropped per item, where the public code draws once per batch and may leave an item without any."""
+    """The settings that Vatlm has. It drops streams per item, where the public code draws once per batch and may leave
+    an item without any; and every frame's penalty weighs the same, where there the later kinds of data weigh more.
+    """
     from mmspeech.pretraining.vatlm import VatlmConfig
 
     dim, size = len(public.encoder["encoder.layer_norm.weight"]), public.encoder["mask_emb"].numel()

@@ -125,20 +125,21 @@ def write_cuts(
             frames = round(duration * 25)
             if units:
                 values = rng.integers(0, num_units, frames).astype(np.int32)
-                cut = _attach(cut, arrays, f"units_{units}", values)
+                cut = attach(cut, arrays, f"units_{units}", values)
             if emg:
-                cut = _attach(cut, arrays, "emg", rng.standard_normal((frames, 8)).astype(np.float32))
+                cut = attach(cut, arrays, "emg", rng.standard_normal((frames, 8)).astype(np.float32))
             if i in lips:
-                cut = _attach(cut, mouths, "mouth", rng.integers(0, 256, (frames, 96, 96)).astype(np.uint8))
+                cut = attach(cut, mouths, "mouth", rng.integers(0, 256, (frames, 96, 96)).astype(np.uint8))
             if i in phones:
-                cut = _attach(cut, arrays, "phones", rng.integers(4, 45, (frames, 4)).astype(np.uint8))
+                cut = attach(cut, arrays, "phones", rng.integers(4, 45, (frames, 4)).astype(np.uint8))
             if i in silent:
                 cut.recording = None
             writer.write(cut)
     return path
 
 
-def _attach(cut: MonoCut, arrays: FeaturesWriter, field: str, values: np.ndarray) -> MonoCut:
+def attach(cut: MonoCut, arrays: FeaturesWriter, field: str, values: np.ndarray) -> MonoCut:
+    """The cut with an array of (T, ...) frames at 25 Hz in a field."""
     stored = arrays.store_array(f"{cut.id}-{field}", values, frame_shift=0.04, temporal_dim=0, start=0)
     setattr(cut, field, stored)
     return cut

@@ -217,7 +217,7 @@ def wrong(name: str, model: dict, cfg: dict) -> None:
     ("missing", "has nothing for our `transformer.blocks.1.contract.bias`"),
     ("shape", "`transformer.blocks.1.contract.bias` is \\(3,\\), expected \\(64,\\)"),
     ("kind", "`transformer.blocks.1.contract.bias` is torch.int64"),
-    ("hole", "its tensors make no model"),
+    ("hole", "its tensors and settings make no model"),
     ("contradiction", "`encoder_layers` is 24 in its settings, but its tensors have 2"),
     ("heads", "heads: 7 do not divide dim 64"),
     ("reader", "`stack_order_audio` is 2 in its settings, but our readers have 4"),

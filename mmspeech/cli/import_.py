@@ -41,9 +41,9 @@ def run(
     """Read a published checkpoint of AV-HuBERT, MuAViC or VATLM; fairseq is not needed, no code of the file is run.
 
     A pre-trained one becomes an encoder: OUT/encoder.safetensors and config.yaml, for `mmspeech finetune --encoder OUT`
-    or `mmspeech extract features --encoder OUT`; OUT/objective.safetensors keeps its codebook, projection and mask
-    embedding. A fine-tuned one becomes a recognizer for `mmspeech decode OUT`. OUT/import.json lists what became of
-    every tensor, the settings and the terms of use.
+    or `mmspeech extract features --encoder OUT`, of VATLM also from phones (`--modalities text`);
+    OUT/objective.safetensors keeps its codebook, projection and mask embedding. A fine-tuned one becomes a recognizer
+    for `mmspeech decode OUT`. OUT/import.json lists what became of every tensor, the settings and the terms of use.
 
     Example: mmspeech import base_vox_iter5.pt exp/base
     """
@@ -78,6 +78,7 @@ def run(
             "licence": licence,
             "published": published,
             "units": public.units,
+            "phones": public.phone_symbols,
             "entries": asdict(report),
             "settings": {"model": public.model, "criterion": public.criterion, "tuning": public.tuning},
             "task": public.task,
@@ -90,17 +91,19 @@ def write_encoder(public: Public, folder: Path) -> None:
     """The encoder, and beside it what only its pre-training needs."""
     encoder = import_avhubert.encoder_of(public)
     save_encoder(encoder, folder)
+    if "text" in encoder.inputs and import_avhubert.phone_rows(public) is None:
+        say(
+            f"{public.path}: its dictionary does not name the 41 phones; their ids are taken to be those of `mmspeech "
+            "extract phones`: AA to ZH from 4 on, then SIL, SPN. Compare `phones` in import.json"
+        )
     if not {"mask_emb", "label_embs_concat"} <= public.encoder.keys():
         return
-    write_weights(folder / "objective.safetensors", head_state(public.encoder, public.masking))
+    write_weights(folder / "objective.safetensors", head_state(public.encoder, public.masking, public.system))
     tree: dict[str, object] = {"units": public.units}
-    if public.system == "VATLM":
-        say("VATLM: its encoder is read whole, phones too; its losses are not among ours yet, their tensors are kept")
-    else:
-        try:
-            tree["objective"] = import_avhubert.objective_config(public)
-        except UserError as error:
-            say(f"{error}; the encoder is written, its objective is not")
+    try:
+        tree["objective"] = import_avhubert.objective_config(public)
+    except UserError as error:
+        say(f"{error} (the encoder is written; of the objective its tensors alone)")
     configs.dump(tree, folder / "objective.yaml")
     classes, offset = public.units["classes"], public.units["offset"]
     say(f"{classes} classes of units; cluster 0 is class {offset}, so there are {classes - offset} clusters")

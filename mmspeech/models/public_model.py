@@ -21,6 +21,7 @@ SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]  # the first four entries of every d
 # What our readers do; a checkpoint that was trained on anything else hears and sees something else in them.
 READ = {"normalize": True, "stack_order_audio": 4, "image_mean": 0.421, "image_std": 0.165}
 Masking = Literal["input", "feature"]
+System = Literal["AV-HuBERT", "VATLM"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Public:
     """A checkpoint's content, sorted."""
 
     path: Path
-    system: Literal["AV-HuBERT", "VATLM"]
+    system: System
     encoder: dict[str, Tensor]  # what a pre-trained file's `model` has, under its names
     decoder: dict[str, Tensor] | None  # the rest of a fine-tuned file's `model`; None: a pre-trained file
     model: dict[str, Any]  # settings of the pre-trained model ...
@@ -38,6 +39,7 @@ class Public:
     task: dict[str, Any]
     unit_symbols: list[str]  # the dictionary of the units; empty: the file has none
     text_symbols: list[str]
+    phone_symbols: list[str]  # the dictionary of VATLM's phones; empty: the file has none
     sentencepiece: bytes | None
 
     @property
@@ -48,7 +50,9 @@ class Public:
 
     @property
     def masking(self) -> Masking:
-        """Where its mask embedding stands in for a frame; the width of the embedding tells."""
+        """Where its mask embedding stands in for a frame; the width of the embedding tells, if there is one."""
+        if "mask_emb" not in self.encoder:
+            return "input"
         size = self.encoder["feature_extractor_audio.proj.weight"].shape[1]
         by_size = "input" if self.encoder["mask_emb"].shape == (size,) else "feature"
         return "feature" if "feature" in (by_size, self.model.get("masking_type", by_size)) else "input"
@@ -96,6 +100,7 @@ def read(path: Path) -> Public:
     state = content.get("task_state") or {}
     state = state if isinstance(state, dict) else {}
     dictionaries = [_symbols(one) for one in _list(state.get("dictionaries"))]
+    phones = state.get("phone_dictionary")
     target = _symbols(state.get("target_dictionary")) or (dictionaries[0] if dictionaries else [])
     return Public(
         path=path,
@@ -109,6 +114,7 @@ def read(path: Path) -> Public:
         task=settings["task"],
         unit_symbols=next((one for one in dictionaries if one[4:5] in (["0"], ["1"])), []),
         text_symbols=target if fine_tuned else [],
+        phone_symbols=next((_symbols(one) for one in _list(phones) or [phones]), []),
         sentencepiece=next(_models(state.get("s2s_tokenizer")), None) if fine_tuned else None,
     )
 
@@ -260,7 +266,9 @@ def understood(path: Path) -> Iterator[None]:
         line = str(error)
         raise UserError(line if line.startswith(str(path)) else f"{path}: {line}") from None
     except (KeyError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"{path}: its tensors make no model ({error}); give a published checkpoint") from None
+        raise UserError(
+            f"{path}: its tensors and settings make no model ({error}); give a published checkpoint"
+        ) from None
 
 
 def agree(path: Path, settings: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:

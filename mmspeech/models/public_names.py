@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mmspeech.models.public_model import Masking
+from mmspeech.models.public_model import Masking, System
 
 # Public name (as a pattern) -> ours; the first that matches decides.
 NAMES = (
@@ -46,6 +46,12 @@ DECODER_NAMES = (
 )
 PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
 HEAD_NAMES = {"label_embs_concat": "codebook", "final_proj.weight": "project.weight", "final_proj.bias": "project.bias"}
+# What the one mask embedding stands for -> its name in our objective. Ours of VATLM masks fused frames alone: one for
+# frames of sound is kept under a name that it does not have.
+MASK_NAMES: dict[System, dict[Masking, str]] = {
+    "AV-HuBERT": {"input": "mask_embeddings.audio", "feature": "mask_embeddings.fused"},
+    "VATLM": {"input": "mask_embeddings.audio", "feature": "mask_embedding"},
+}
 NOT_NEEDED = ("decoder.embed_positions._float_tensor", "decoder.version")  # positions are computed: a dummy
 
 
@@ -96,27 +102,27 @@ def _ordinary(tensor: Tensor) -> Tensor:
     return (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
 
 
-def objective_state(public: Mapping[str, Tensor], masking: Masking = "input") -> dict[str, Tensor]:
-    """The entries of a pre-trained public checkpoint's `model`, with one set of labels, as UHubert's state.
+def objective_state(
+    public: Mapping[str, Tensor], masking: Masking = "input", system: System = "AV-HuBERT"
+) -> dict[str, Tensor]:
+    """The entries of a pre-trained public checkpoint's `model`, with one set of labels, as UHubert's or Vatlm's state.
 
     `masking` is the checkpoint's `masking_type`: it says whether its one mask embedding stands for frames of audio or
     for fused ones. Units keep the public ids: the first four are special, cluster c is c + 4 (or c + 3, see Units).
     """
     state = {f"encoder.{name}": tensor for name, tensor in encoder_state(public).items()}
-    return state | head_state(public, masking)
+    return state | head_state(public, masking, system)
 
 
-def head_state(public: Mapping[str, Tensor], masking: Masking) -> dict[str, Tensor]:
-    """What of UHubert's state is not the encoder's: mask embedding, projection, codebook."""
-    names = {name: head_name(name, masking) for name in public}
+def head_state(public: Mapping[str, Tensor], masking: Masking, system: System) -> dict[str, Tensor]:
+    """What of the objective's state is not the encoder's: mask embedding, projection, codebook."""
+    names = {name: head_name(name, masking, system) for name in public}
     return {ours: _ordinary(public[name]) for name, ours in names.items() if ours is not None}
 
 
-def head_name(name: str, masking: Masking = "input") -> str | None:
+def head_name(name: str, masking: Masking, system: System) -> str | None:
     """Our name for an entry that only pre-training needs, None if it is none."""
-    if name == "mask_emb":
-        return f"mask_embeddings.{'audio' if masking == 'input' else 'fused'}"
-    return HEAD_NAMES.get(name)
+    return (HEAD_NAMES | {"mask_emb": MASK_NAMES[system][masking]}).get(name)
 
 
 def decoder_state(public: Mapping[str, Tensor]) -> dict[str, Tensor]:

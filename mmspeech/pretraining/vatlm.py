@@ -57,15 +57,15 @@ class Vatlm(nn.Module):
 
     couples_items = False
 
-    def __init__(self, encoder: AVEncoder, config: VatlmConfig, seed: int = 0) -> None:
+    def __init__(self, encoder: AVEncoder, config: VatlmConfig, seed: int = 0, unit_dim: int = UNIT_DIM) -> None:
         super().__init__()
         self.encoder, self.config, self.seed = encoder, config, seed
         self.leaves_unused = encoder.config.layer_drop > 0  # parameters without a gradient in some steps
         check_named(config.modality_dropout, encoder.modalities, "objective.modality_dropout")
         check_named(config.weights, encoder.modalities, "objective.weights")
         self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
-        self.project = nn.Linear(encoder.dim, UNIT_DIM)  # W of Eq. 1
-        self.codebook = nn.Parameter(torch.rand(config.num_units, UNIT_DIM))  # e of Eq. 1
+        self.project = nn.Linear(encoder.dim, unit_dim)  # W of Eq. 1
+        self.codebook = nn.Parameter(torch.rand(config.num_units, unit_dim))  # e of Eq. 1
 
     def draw(self, batch: Batch, update: int) -> Batch:
         """Choose kept streams, the mask and the frames to predict; on the host.

@@ -137,6 +137,15 @@ def test_a_pass_of_endless_sources_ends_and_the_next_one_goes_on_there(tmp_path,
     assert set(clip_times.values()) <= {120 * 25 // 60, 120 * 25 // 60 + 1}
 
 
+def test_cuts_that_are_put_together_from_others_are_refused(tmp_path):
+    """A MixedCut can carry no arrays and no mark of its source: one line, not a traceback."""
+    path, (cut,) = tmp_path / "mixed.jsonl.gz", open_cuts(write_cuts(tmp_path / "plain", [2.0]))
+    with writing_cuts(path) as writer:
+        writer.write(cut.append(cut, preserve_id="left"))
+    with pytest.raises(UserError, match=rf"{path}: {cut.id} is a MixedCut; expected cuts of one recording"):
+        mixture({"m": path}, {"m": None}).one_pass(0)
+
+
 def test_beginning_of_a_source_comes_no_more_often_than_its_end(names):
     """1.5 times per pass: over 40 passes the first half of the source and its second half are given equally often."""
     mixed = mixture(names, {"a": 3, "b": 1, "c": 8})

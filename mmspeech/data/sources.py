@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from lhotse import CutSet
 from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
 from lhotse.lazy import LazyJsonlIterator
 from lhotse.serialization import deserialize_item
 
@@ -120,9 +121,15 @@ class Mixture:
         if self.span.first is not None:
             cuts = cuts.subset(first=self.span.first)
         cuts = cuts.filter(self.span.holds)
-        if next(iter(cuts), None) is None:
+        found = next(iter(cuts), None)
+        if found is None:
             low, high = self.span.min_s, self.span.max_s
             raise UserError(f"{source.name}: no cut has {low} to {high} s; check data.min_s and data.max_s")
+        if not isinstance(found, DataCut):
+            raise UserError(
+                f"{source.name}: {found.id} is a {type(found).__name__}; expected cuts of one recording: write "
+                "the sound of yours with lhotse's `CutSet.save_audios`"
+            )
         if source.streams or source.weight is not None:
             cuts = cuts.map(_Give(source, self.units, number))
         return cuts

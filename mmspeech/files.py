@@ -58,6 +58,19 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block of the folder; where the file system has no locks, do not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; it becomes `path` when the block ends well, else it vanishes.
 
@@ -161,10 +174,11 @@ class Stage:
             is_whole: asked at the end; False leaves the record to whichever of several jobs that write here ends last.
         """
         self._check_place()
-        self._record().unlink(missing_ok=True)
-        if self.output.exists() and not self._is_mine(_read(self.output / BEGUN)):
-            shutil.rmtree(self.output)
-        self._begin()
+        with _one_at_a_time(self.output.parent):  # of jobs that start together one removes what is old
+            self._record().unlink(missing_ok=True)
+            if self.output.exists() and not self._is_mine(_read(self.output / BEGUN)):
+                shutil.rmtree(self.output)
+            self._begin()
         with room_for(self.output):
             yield self.output
         if is_whole():

@@ -3,6 +3,11 @@
 import dataclasses
 import gzip
 import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,7 @@ from cuts import command, write_cuts
 from test_phone2unit import TINY
 from test_units import tiny_encoder
 
-from mmspeech import dist
+from mmspeech import dist, files
 from mmspeech.cli import extract_text
 from mmspeech.data import units
 from mmspeech.data.cutfiles import open_cuts
@@ -192,6 +197,51 @@ def test_processes_of_torchrun_share_the_shards_of_a_job(world, tmp_path, monkey
         new = {path.name for path in (tmp_path / "shared/text").glob("*.json")} - before
         assert new == {f"text-{i:05d}.json" for i in range(2 * job + rank, 10, 4)}
     assert made(tmp_path / "shared") == made(tmp_path / "whole") and (tmp_path / "shared/stage.json").exists()
+
+
+def test_real_processes_share_a_folder_that_holds_something_old(world, tmp_path):
+    """torchrun's processes enter it at one moment: what was made of other sentences is removed once, by one of them."""
+    texts = [write(tmp_path / f"{name}.txt", sentences(3, seed=number)) for number, name in enumerate("abc")]
+    assert world(tmp_path / "shared", *texts[:2]) == 0
+    for number, text in enumerate(texts):
+        write(text, sentences(5, seed=9 + number))
+    given = ["--name", "km", "--phone2unit", tmp_path / "model", "--lexicon", tmp_path / "lexicon.txt"]
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 3, "-m", "mmspeech", "extract", "units"]
+    line = [sys.executable, *words, "--from", "text", *texts, tmp_path / "shared", *given]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(list(map(str, line)), env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("15 texts with units") >= 1 and "Traceback" not in done.stderr
+    assert world(tmp_path / "whole", *texts) == 0
+    assert made(tmp_path / "shared") == made(tmp_path / "whole") and (tmp_path / "shared/stage.json").exists()
+
+
+def _enter(folder, start, ended):
+    start.wait()
+    with files.Stage(folder, [], {"of": "new"}, anew=True).resuming(is_whole=lambda: False) as inside:
+        (inside / f"{os.getpid()}.txt").write_text("kept")
+    ended.put(os.getpid())
+
+
+def test_jobs_that_start_together_clear_an_old_folder_once(tmp_path):
+    """None removes what another has begun to write, and none meets a folder that vanishes under it."""
+    spawn = multiprocessing.get_context("fork")
+    for _ in range(5):
+        with files.Stage(tmp_path / "out", [], {"of": "old"}, anew=True).resuming() as old:
+            for number in range(300):
+                (old / f"{number}.bin").write_bytes(b"")
+        start, ended = spawn.Event(), spawn.Queue()
+        jobs = [spawn.Process(target=_enter, args=(tmp_path / "out", start, ended)) for _ in range(4)]
+        for job in jobs:
+            job.start()
+        start.set()
+        for job in jobs:
+            job.join(60)
+        assert [job.exitcode for job in jobs] == [0] * 4
+        assert {path.name for path in (tmp_path / "out").glob("*.*")} == {
+            "begun.json", *(f"{job.pid}.txt" for job in jobs)
+        }  # fmt: skip
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_lines_that_cannot_be_used_are_counted_with_the_first_reasons(world, tmp_path, capsys):

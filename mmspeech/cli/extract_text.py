@@ -171,16 +171,23 @@ def run(
     voice = Voice(words, model, settings, dist.start(device))
     # torchrun's processes take a share of this job's share each; none waits for another.
     mine = Share(share.index * dist.world_size() + dist.rank(), share.count * dist.world_size())
+    if dist.is_first():
+        with stage.resuming(is_whole=lambda: False):
+            pass
+    dist.barrier()  # the folder is there, and nothing of another origin in it
     records: list[Path] = []
-    with stage.resuming(is_whole=lambda: all(record.exists() for record in records)):
+    whole = False
+    with stage.resuming(is_whole=lambda: whole):
         for number, shard in enumerate(shards(texts, out)):
             records.append(shard.record)
             if number % mine.count == mine.index and not shard.record.exists():
                 make(shard, voice, strict)
-        if missing := sum(not record.exists() for record in records):
-            say(f"{out}: {missing} of {len(records)} shards are left to other jobs")
+        if missing := [number for number, record in enumerate(records) if not record.exists()]:
+            if others := [number for number in missing if number % share.count != share.index]:
+                say(f"{out}: {len(others)} of {len(records)} shards are left to other jobs")
         else:
             summarise(out, records, texts)
+            whole = True
 
 
 def stem_of(path: Path) -> str:

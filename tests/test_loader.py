@@ -1,14 +1,17 @@
 """The order of batches: the same for any number of workers, ranks and restarts; and what is set aside."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from cuts import command, write_cuts
+from lhotse import CutSet
 
 from mmspeech import dist
-from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, validation_batches
+from mmspeech.data.cutfiles import open_cuts
+from mmspeech.data.loader import DataConfig, TrainingStream, make_reading, make_sampler, validation_batches
 from mmspeech.errors import UserError
 
 DURATIONS = [1.0 + 0.1 * (i % 13) for i in range(40)]
@@ -169,6 +172,22 @@ def test_trimmed_cuts_start_on_a_frame_and_keep_their_units(cuts):
         for _, batch in group:
             assert batch.lengths["audio"].max() <= 25 and (batch.target_lengths["units"] <= 25).all()
             assert len(batch) <= 4
+
+
+def test_the_cuts_of_a_pass_are_gone_through_once(cuts):
+    """Also for the buckets' bounds: where a pass begins deep in a file of millions, a reading of it takes long."""
+    read: Counter[str] = Counter()
+
+    class Names:
+        def __iter__(self):
+            for cut in open_cuts(cuts):
+                read[cut.id] += 1
+                yield cut
+
+    config = DataConfig(cuts=[cuts], streams={"audio": {"reader": "logmel"}}, batch_s=4.0, max_batch_s=4.0)
+    sampler = make_sampler(CutSet(Names()), config, seconds=4.0, train=True)
+    given = Counter(cut.id for batch in sampler for cut in batch)
+    assert read == given == Counter(cut.id for cut in open_cuts(cuts)) and set(read.values()) == {1}
 
 
 def test_validation_is_the_same_every_time(cuts):

@@ -138,12 +138,17 @@ def test_a_pass_of_endless_sources_ends_and_the_next_one_goes_on_there(tmp_path,
 
 
 def test_cuts_that_are_put_together_from_others_are_refused(tmp_path):
-    """A MixedCut can carry no arrays and no mark of its source: one line, not a traceback."""
+    """Where they would need a mark or a length: in one line, also when they are not the first. Alone they are read."""
     path, (cut,) = tmp_path / "mixed.jsonl.gz", open_cuts(write_cuts(tmp_path / "plain", [2.0]))
+    other = write_names(tmp_path / "other.jsonl.gz", [2.0] * 10, "o")
     with writing_cuts(path) as writer:
+        writer.write(cut)
         writer.write(cut.append(cut, preserve_id="left"))
-    with pytest.raises(UserError, match=rf"{path}: {cut.id} is a MixedCut; expected cuts of one recording"):
-        mixture({"m": path}, {"m": None}).one_pass(0)
+    names = {"m": path, "o": other}
+    for weights in ({"m": 1, "o": 3}, {"m": 3, "o": 1}, {"m": 3, "o": 5}):  # the last gives each cut once
+        with pytest.raises(UserError, match=rf"{path}: {cut.id} is put together from several cuts; a source with"):
+            list(mixture(names, weights).one_pass(0))
+    assert [one.duration for one in mixture({"m": path}, {"m": None}).one_pass(0)] == [2.0, 4.0]
 
 
 def test_beginning_of_a_source_comes_no_more_often_than_its_end(names):

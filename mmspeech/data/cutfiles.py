@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def open_cuts(paths: Path | Sequence[Path]) -> CutSet:
 
 
 def files_in(paths: Sequence[Path]) -> list[Path]:
-    """The files of cuts that are meant: of a folder all its cuts_*.jsonl.gz, in order. Raises UserError if it has none.
+    """The files of cuts that are meant: of a folder all its cuts_*.jsonl.gz, in order. Raises UserError if it has
+    none, and for a file that is named twice.
 
     A folder of text has thousands of them, more than fit into one argument of a command.
     """
@@ -46,6 +48,8 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
                 f"{path}: no file cuts_*.jsonl.gz in there; run the stage that writes them, or mend the path"
             )
         found += inside
+    if twice := [path for path, count in Counter(path.resolve() for path in found).items() if count > 1]:
+        raise UserError(f"{twice[0]}: named twice; name it once, a source with more weight is given more often")
     return found
 
 

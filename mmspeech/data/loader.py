@@ -26,6 +26,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset.sampling import DynamicBucketingSampler
 from lhotse.dataset.sampling.base import TimeConstraint
+from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 from torch.utils.data import DataLoader, Dataset
 
 from mmspeech import dist
@@ -48,6 +49,7 @@ from mmspeech.data.sources import Mixture, Source, Span
 from mmspeech.data.text import TRANSCRIPT
 from mmspeech.errors import BadItem, UserError
 
+BUCKETS_FROM = 10_000  # cuts whose durations say where buckets begin, as lhotse has it
 MAX_BAD = 100  # cuts that are tried until one can be read
 MAX_BAD_UPDATES = 10  # in a row, of which a rank has no cut that can be read
 
@@ -192,17 +194,24 @@ class TrimmedTime(TimeConstraint):
 def make_sampler(
     cuts: CutSet, config: DataConfig, *, seconds: float, train: bool, seed: int = 0
 ) -> DynamicBucketingSampler:
-    """Batches of cuts of similar length, at most `seconds` with padding; the same sequence on every rank."""
-    first = len(list(itertools.islice(cuts, config.buckets)))  # lhotse wants no more buckets than cuts
+    """Batches of cuts of similar length, at most `seconds` with padding; the same sequence on every rank.
+
+    They come once: who wants them again asks for another sampler.
+    """
+    constraint = TrimmedTime(max_duration=seconds, trim_s=(train and config.trim_s) or math.inf)
+    # Buckets follow from the first cuts, which are not read twice: a pass may begin deep in a file.
+    rest = iter(cuts)
+    first = list(itertools.islice(rest, BUCKETS_FROM))
+    buckets = max(2, min(config.buckets, len(first)))  # lhotse wants no more than cuts
+    bins = estimate_duration_buckets(first, num_buckets=buckets, constraint=constraint) if len(first) > 1 else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice about buffer sizes that small corpora cannot follow
         return DynamicBucketingSampler(
-            cuts,
-            constraint=TrimmedTime(max_duration=seconds, trim_s=(train and config.trim_s) or math.inf),
+            CutSet(itertools.chain(first, rest)),
+            constraint=constraint,
             shuffle=train,
             drop_last=False,
-            num_buckets=max(2, min(config.buckets, first)) if first > 1 else None,
-            duration_bins=[] if first == 1 else None,
+            duration_bins=bins,
             buffer_size=config.shuffle_cuts,
             seed=seed,
             world_size=1,  # every rank reads the whole sequence of names and is dealt its own

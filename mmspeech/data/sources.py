@@ -121,15 +121,9 @@ class Mixture:
         if self.span.first is not None:
             cuts = cuts.subset(first=self.span.first)
         cuts = cuts.filter(self.span.holds)
-        found = next(iter(cuts), None)
-        if found is None:
+        if next(iter(cuts), None) is None:
             low, high = self.span.min_s, self.span.max_s
             raise UserError(f"{source.name}: no cut has {low} to {high} s; check data.min_s and data.max_s")
-        if not isinstance(found, DataCut):
-            raise UserError(
-                f"{source.name}: {found.id} is a {type(found).__name__}; expected cuts of one recording: write "
-                "the sound of yours with lhotse's `CutSet.save_audios`"
-            )
         if source.streams or source.weight is not None:
             cuts = cuts.map(_Give(source, self.units, number))
         return cuts
@@ -222,6 +216,8 @@ class _Stretch:
                 if reached <= self.start or not size.cuts:
                     continue
                 for line in LazyJsonlIterator(path):  # not cuts: those before the start need not be made
+                    if "duration" not in line:
+                        raise _mixed(self.source, line.get("id", "a cut"))
                     own = self.span.size_of({line["duration"]: 1})
                     if at >= self.end:
                         return
@@ -239,6 +235,8 @@ class _Give:
     number: int
 
     def __call__(self, cut: Cut) -> Cut:
+        if not isinstance(cut, DataCut):
+            raise _mixed(self.source, cut.id)
         streams = self.source.streams
         used = made_from(cut, self.units) if streams and self.units else []
         if missing := [name for name in used if name not in streams]:
@@ -249,3 +247,11 @@ class _Give:
                 f"it with `mmspeech extract features --encoder DIR --modalities {'+'.join(streams)}`"
             )
         return mark_given(cut, streams, self.number)
+
+
+def _mixed(source: Source, name: str) -> UserError:
+    """Lhotse's MixedCut cannot carry a mark, and a file does not say how long it is."""
+    return UserError(
+        f"{source.name}: {name} is put together from several cuts; a source with a weight or streams takes cuts of one "
+        "recording: write the sound of these with lhotse's `CutSet.save_audios`"
+    )

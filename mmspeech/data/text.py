@@ -194,7 +194,10 @@ _NO_WORD = re.compile(r"[^\w']|_|(?<!\w)'|'(?!\w)")
 
 
 def without_tags(line: str) -> str:
-    """A line of a text corpus without <s>, [laughter], {LG}, which are no words, and with one space between words."""
+    """A line of a text corpus without <s>, [laughter], {LG}, which are no words, and with one space between words.
+
+    What an author put into square brackets is lost with them.
+    """
     return " ".join(_TAG.sub(" ", line).split())
 
 

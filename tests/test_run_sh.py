@@ -286,11 +286,23 @@ def test_lrs2_is_tuned_on_what_was_pretrained_elsewhere(recipe, tmp_path):
     assert not any(line[0] == "pretrain" for line in lines)
     done = recipe(*words)
     assert done.returncode == 0 and "finetune/init-av.yaml" in done.stdout
-    lrs2 = CONF.parent / "vatlm/rows/table2-base-av.yaml"  # names the pre-trainings, which are LRS3's
+    rows = CONF.parent / "vatlm/rows"
+    for row_of_lrs2, same in (("table2-base-av", "table1-base-vox-30h-av"), ("table2-avhubert-large-v", None)):
+        done = recipe("--corpus", "lrs2", "--data", "d", "--row", rows / f"{row_of_lrs2}.yaml")
+        assert (done.returncode, done.stdout) == (2, "") and "--init: missing; LRS2 is only tuned on" in done.stderr
+        if same:  # what is advised leaves its encoder where it says
+            one, other = (plan.load_row(rows / f"{name}.yaml") for name in (row_of_lrs2, same))
+            assert f"--corpus lrs3 --row {rows / same}.yaml --stop-stage 5" in done.stderr
+            assert f"give EXP/{plan.folders(other, rows)[-1]}/encoder" in done.stderr
+            assert plan.folders(one, rows) == plan.folders(other, rows)
+            talks = ["--tedlium", "ted", "--gigaspeech", "giga", "--text", "text", "--vox", "v", "--musan", "m"]
+            given = ["--corpus", "lrs3", "--data", "lrs3", *talks, "--row", rows / f"{same}.yaml", "--stop-stage", 0]
+            assert recipe(*given).returncode == 0
+        else:
+            assert "with a plan that ends with" in done.stderr and "base-vox-iter5.yaml" not in done.stderr
     for words, message in [
         (["--corpus", "lrs3", "--data", "d", "--row", row], "is tuned on LRS2; give --corpus lrs2"),
         (["--corpus", "lrs2", "--data", "d", "--row", CONF / "rows/table2-drop-v.yaml"], "is tuned on LRS3; give"),
-        (["--corpus", "lrs2", "--data", "d", "--row", lrs2], "--init: missing; LRS2 is only tuned on"),
         (
             ["--corpus", "lrs2", "--data", "d", "--init", model, "--valid-ids", "x"],
             "--valid-ids and --translations are",

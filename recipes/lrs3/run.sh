@@ -48,9 +48,11 @@ plan=$corpus
 [ -z "$init" ] || [[ $corpus != clips && $corpus != grid && $corpus != lrs2 ]] || plan=init
 conf=${row:-${conf:-$here/conf/$system/$plan.yaml}}
 if [ -n "$row" ] && [ ! -e "$row" ]; then
-  near=$(find "$here"/conf/*/rows -name '*.yaml' -exec basename {} .yaml \; | python -c '
+  near=$(find "$here"/conf/*/rows -name '*.yaml' -not -path '*/rows/base/*' -exec basename {} .yaml \; | python -c '
 import difflib, sys
-print(*difflib.get_close_matches(sys.argv[1], sorted(set(sys.stdin.read().split())), 12, 0.5))' "$(basename "$row" .yaml)")
+rows, typed = sorted(set(sys.stdin.read().split())), sys.argv[1]
+begin = [row for row in rows if row.startswith(typed)]
+print(*(begin or difflib.get_close_matches(typed, rows, 12, 0.5))[:12])' "$(basename "$row" .yaml)")
   stop "--row $row: no such file${near:+; recipes/lrs3/conf/SYSTEM/rows has $near}"
 fi
 if [ ! -e "$conf" ]; then
@@ -68,7 +70,10 @@ pretrained=$(plan pretrain)
 finetuned=$(plan finetune)
 last=$(printf '%s' "$pretrained" | grep -c . || true)   # number of iterations; 0: a row without pre-training
 if [ -n "$row" ] && [ "$corpus" = lrs2 ] && [ "$last" -gt 0 ] && [ -z "$init" ] && [ "$dry_run" = no ]; then
-  stop "--init: missing; LRS2 is only tuned on: pre-train with run.sh --corpus lrs3 --row $row, then give its last iteration's encoder"
+  # One of LRS3 on the same pre-training leaves it in the folder that this row would look for.
+  same=$(grep -lxF -- "$(grep '^base:' "$row")" "$(dirname "$row")"/*.yaml | xargs grep -L '^corpus: LRS2' | sed -n 1p || true)
+  [ -n "$same" ] || stop "--init: missing; LRS2 is only tuned on. Pre-train on LRS3 with a plan that ends with $(plan pretrain | sed -n '$p'), and give the encoder of its last iteration"
+  stop "--init: missing; LRS2 is only tuned on. Pre-train on LRS3 with --corpus lrs3 --row $same --stop-stage 5, and give EXP/$(plan folders | sed -n '$p')/encoder"
 fi
 folders=$([ -z "$row" ] || plan folders)
 iter() { if [ -n "$row" ]; then echo "$exp/$(sed -n "$1p" <<< "$folders")"; else echo "$exp/iter$1"; fi; }

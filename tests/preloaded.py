@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ CALL = """
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect(sys.argv[1])
-    socket.send_fds(server, [json.dumps([os.getcwd(), sys.argv[2:]]).encode()], [0, 1, 2])
+    socket.send_fds(server, [json.dumps([os.getcwd(), sys.argv[2:], dict(os.environ)]).encode()], [0, 1, 2])
     server.shutdown(socket.SHUT_WR)
     code = server.recv(16)
 sys.exit(int(code) if code else "the process that forks has ended")
@@ -47,7 +48,9 @@ def preloaded(folder: Path) -> Iterator[None]:
         program.chmod(0o755)
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         words = [sys.executable, __file__, place]
-        with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, start_new_session=True) as server:
+        # Its input stays open as long as this process lives, whatever ends it.
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(words, env=env, **pipes, start_new_session=True) as server:
             try:
                 assert server.stdout is not None and server.stdout.readline() == b"ready\n"
                 yield
@@ -63,6 +66,7 @@ def serve(place: str) -> None:
         importlib.import_module(name)
     from mmspeech.cli import app
 
+    threading.Thread(target=end_with_input, daemon=True).start()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(place)
     listener.listen()
@@ -81,7 +85,8 @@ def serve(place: str) -> None:
                 os.close(stream)
             call.close()
             listener.close()
-            folder, sys.argv = json.loads(words)
+            folder, sys.argv, environment = json.loads(words)
+            os.environ.update(environment)
             os.chdir(folder)
             run(app.main)
         for stream in streams:
@@ -89,6 +94,12 @@ def serve(place: str) -> None:
         _, status = os.waitpid(child, 0)
         with call:
             call.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def end_with_input() -> None:
+    """End this process and its forks when its input ends. Not by sys.stdin, whose lock would be held in every fork."""
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def run(main: Callable[[], NoReturn]) -> NoReturn:

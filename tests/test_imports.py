@@ -93,7 +93,7 @@ def test_the_foundation_imports_nothing_but_itself():
         assert imported_rooms(ROOT / f"{name}.py") <= FOUNDATION, name
 
 
-STREAMS = {"audio", "video", "lips", "text", "phones"}
+STREAMS = {"audio", "video", "lips", "lip", "mouth", "text", "phones", "phone"}
 # What handles streams without knowing which: a new one costs a front-end, a reader and YAML. Of a file, the definitions
 # that may name some: tables of defaults.
 UNAWARE: dict[str, set[str]] = {
@@ -163,6 +163,8 @@ def test_what_handles_streams_does_not_know_which():
         'shares = {"audio+text": 0.5}',
         'logs[f"text/{name}"] = 0',
         "if has_text: pass",
+        'if name == "mouth": pass',
+        "if self.phone: pass",
         "if batch.text: pass",
         "encode(text=x)",
         "def run_phones(x): pass",

@@ -93,8 +93,8 @@ def write_encoder(public: Public, folder: Path) -> None:
     save_encoder(encoder, folder)
     if "text" in encoder.inputs and import_avhubert.phone_rows(public) is None:
         say(
-            f"{public.path}: its dictionary does not name the 41 phones; their ids are taken to be those of `mmspeech "
-            "extract phones`: AA to ZH from 4 on, then SIL, SPN. Compare `phones` in import.json"
+            f"{public.path}: its dictionary does not name each of the 41 phones once; their ids are taken to be those "
+            "of `mmspeech extract phones`: AA to ZH from 4 on, then SIL, SPN. Compare `phones` in import.json"
         )
     if not {"mask_emb", "label_embs_concat"} <= public.encoder.keys():
         return

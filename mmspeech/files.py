@@ -173,8 +173,8 @@ class Stage:
         Args:
             is_whole: asked at the end; False leaves the record to whichever of several jobs that write here ends last.
         """
-        self._check_place()
         with _one_at_a_time(self.output.parent):  # of jobs that start together one removes what is old
+            self._check_place()
             self._record().unlink(missing_ok=True)
             if self.output.exists() and not self._is_mine(_read(self.output / BEGUN)):
                 shutil.rmtree(self.output)

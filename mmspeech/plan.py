@@ -225,6 +225,12 @@ def main() -> None:
     try:
         file, key, *number = Path(sys.argv[1]), *sys.argv[2:]
         plan = load(file)
+        for name in [*plan.pretrain, *plan.finetune, plan.phone2unit, plan.aligner, plan.teacher]:  # some are read late
+            if name and not (file.parent / name).exists():
+                raise UserError(
+                    f"{file}: names {name}, which is not in {file.parent}; names are relative to the plan's folder, "
+                    "those of its `base:`, too"
+                )
         value: Any
         if key in ("noisy", "noisy-finetune"):
             names = [*(plan.pretrain if key == "noisy" else []), *plan.finetune]

@@ -285,6 +285,8 @@ def test_reasons_are_kept_for_the_first_only(world, tmp_path, monkeypatch):
         (["{text}", "--phone2unit", "{nowhere}"], "{nowhere}: expected a phone-to-unit model"),
         (["{nowhere}.txt", "--phone2unit", "{model}"], "{nowhere}.txt: no such file"),
         (["{model}/config.yaml", "--phone2unit", "{model}"], "config.yaml: expected sentences, one per line"),
+        (["{cuts}", "--phone2unit", "{model}"], "{cuts}: expected sentences, one per line, in a file .txt, .txt.gz or"),
+        (["{windows}", "--phone2unit", "{model}", "--lexicon", "{lexicon}"], "{windows}: no line gave units"),
         (["{text}", "{text}.gz", "--phone2unit", "{model}"], "two files of one name"),
         (["{broken}", "--phone2unit", "{model}", "--lexicon", "{lexicon}"], "{broken}: not a whole gzip file"),
         (["{empty}", "--phone2unit", "{model}", "--lexicon", "{lexicon}"], "{empty}: no line gave units"),
@@ -298,6 +300,8 @@ def test_mistakes_with_text_are_one_line(world, tmp_path, capsys, words, message
     names = {"text": text, "model": tmp_path / "model", "nowhere": tmp_path / "nowhere"}
     names |= {"broken": tmp_path / "broken.txt.gz", "empty": tmp_path / "empty.txt"}
     names |= {"lexicon": tmp_path / "lexicon.txt"}
+    names |= {"cuts": write(tmp_path / "cuts.jsonl.gz", ["{}"]), "windows": tmp_path / "windows.txt"}
+    names["windows"].write_bytes("a cat\n".encode("utf-16"))
     first = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
     given = [word.format(**names) for word in words]
     line = ["extract", "units", *given[:first], tmp_path / "out", "--from", "text", "--name", "km", *given[first:]]

@@ -38,8 +38,8 @@ def score(label: str, modality: str, named: str, value: float, **more) -> table.
         "sentences": 1,
         "words": 9,
     }
-    folder = Path(f"{label}/{modality}-{named}")
-    return table.Score(label=label, modality=modality, noise=named, value=value, folder=folder, **(about | more))
+    about["folder"] = Path(f"{label}/{modality}-{named}")
+    return table.Score(label=label, modality=modality, noise=named, value=value, **(about | more))
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_the_command_prints_and_writes_it(tmp_path, capsys):
             texts = [("one two three four", "one two three four"[: 18 - number])]
             mark = None if named == "clean" else f"{number:08d}"
             decoded(tmp_path / "exp/decode" / name, texts, modality=modality, noise=named, noise_hash=mark)
+    assert command("score", "noise", tmp_path / "exp") == 0  # scores them first
     assert command("score", "report", tmp_path / "exp") == 0
-    assert command("score", "noise", tmp_path / "exp") == 0
     said = capsys.readouterr().out
     assert "WER in % on test in noise, by SNR in dB" in said and "babble" in said and "avg" in said
     head, _, *rows = (tmp_path / "exp/report/noise.md").read_text().splitlines()
@@ -96,6 +96,24 @@ def test_the_command_prints_and_writes_it(tmp_path, capsys):
     assert len(lines) == 1 + 2 * 19 and lines[1].split("\t")[:5] == ["test", "exp", "AV", "babble", "-10"]
     page = (tmp_path / "exp/report/index.html").read_text()
     assert page.count("by SNR in dB</caption>") == 1 and "Word error rate over noise" in page
+
+
+def test_a_model_that_was_decoded_twice_has_a_row_for_each_time(tmp_path):
+    """Named by the folders that were given to decode; only sets of one name in one of them by their own."""
+    found = [
+        score("ours", modality, named, value, folder=Path(f"exp/{out}/test-{modality}-{named}"))
+        for out, value in (("all", 10.0), ("grid", 20.0))
+        for modality in ("a", "av")
+        for named in ("clean", "babble:0")
+    ]
+    (grid,) = noise_table.grids(found)
+    labels = ["ours (exp/all)", "ours (exp/grid)"]
+    assert list(grid.rows) == [(label, streams) for label in labels for streams in ("AV", "A")]
+    assert grid.cells((labels[1], "A")) == ["20.0", "20.0", "20.0"]
+    twice = [
+        score("ours", "a", "clean", 1.0, folder=Path(f"exp/all/{name}")) for name in ("test-a-clean", "dev-a-clean")
+    ]
+    assert [one.label for one in table.with_distinct_labels(twice)] == [f"ours ({one.folder})" for one in twice]
 
 
 def test_nothing_in_noise_is_one_line(tmp_path, capsys):

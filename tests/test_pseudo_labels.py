@@ -1,5 +1,6 @@
 """Self-training: unlabelled cuts are decoded, what can be trusted becomes their transcript, and is tuned on."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -112,6 +113,15 @@ def test_what_cannot_be_labelled_is_one_line(unlabelled, heard, tmp_path, capsys
     assert command("extract", "pseudo-labels", unlabelled, heard, tmp_path / "out", *words) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and message in last and not (tmp_path / "out").exists()
+
+
+def test_other_cuts_than_those_that_were_decoded_are_told(heard, tmp_path, capsys):
+    other = write_cuts(tmp_path / "other", [3.0], name="others.jsonl.gz", units=None)
+    lines = gzip.decompress(other.read_bytes()).replace(b'{"id": "', b'{"id": "other-')
+    other.write_bytes(gzip.compress(lines))
+    assert command("extract", "pseudo-labels", other, heard, tmp_path / "out") == 2
+    message = f"{heard}: has no hypothesis of the cuts in {other}; give those that were decoded"
+    assert message in capsys.readouterr().err
 
 
 def test_the_folder_of_all_conditions_is_no_decoded_set(unlabelled, heard, tmp_path, capsys):

@@ -491,6 +491,16 @@ def test_hours_are_of_speech_and_told_whole(tmp_path):
     with gzip.open(tmp_path / "cuts.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     assert against.material((tmp_path / "cuts.jsonl.gz",)) == against.Material(("lrs3",), 1.0)
+    sentence = {"id": "text-2", "duration": 7200, "custom": {"phones": {}}}
+    (tmp_path / "text").mkdir()
+    for number in range(2):
+        with gzip.open(tmp_path / f"text/cuts_text-{number}.jsonl.gz", "wt") as file:
+            file.write(json.dumps(sentence) + "\n")
+    sources = [{"cuts": [str(tmp_path / "cuts.jsonl.gz")]}, {"cuts": [str(tmp_path / "text")]}]  # a folder is a source
+    (tmp_path / "data.json").write_text(json.dumps({"sources": sources}))
+    assert against._trained_on(tmp_path) == against.Material(("lrs3",), 1.0)
+    (tmp_path / "data.json").write_text(json.dumps({"cuts": [str(tmp_path / "gone")]}))
+    assert against._trained_on(tmp_path) is None
     row = load_row(VATLM / "rows/table1-large-vox-30h-v-self.yaml")
     assert row.condition == "LRS3, 1356 h of labels of LRS3+VoxCeleb2, 6057 h without"
 

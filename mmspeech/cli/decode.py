@@ -284,7 +284,7 @@ def conditions(
                 if noise_sets is None or not (noise_sets / file_name).exists():
                     raise UserError(
                         f"--noise {kind}: no frozen noise {file_name} in {noise_sets or '--noise-sets'}; make it with "
-                        f"`mmspeech prepare noisy {cuts} NOISE_DIR DIR --noise {kind}`"
+                        f"`mmspeech prepare noisy {cuts} NOISE_DIR DIR --noise {kind}` (grid: those of --noise-grid)"
                     )
                 yield Condition(name, typed, streams, kind, noise_sets / file_name, heard)
 

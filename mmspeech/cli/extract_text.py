@@ -93,6 +93,8 @@ class Voice:
 
     def words(self, line: bytes) -> tuple[str, list[list[int]]]:
         """A line's words as a text, and their phones. Raises BadItem, whose reason begins with its kind and a colon."""
+        if b"\0" in line:
+            raise BadItem("unreadable: zero bytes, as UTF-16 has them; save the file as UTF-8")
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -193,7 +195,7 @@ def run(
 def stem_of(path: Path) -> str:
     """`cantab.txt.gz`, `cantab.gz` -> cantab. Raises UserError for another kind of file."""
     name = path.name.removesuffix(".gz")
-    if not name.endswith(".txt") and name == path.name:
+    if Path(name).suffix not in ((".txt", "") if name != path.name else (".txt",)):
         raise UserError(f"{path}: expected sentences, one per line, in a file .txt, .txt.gz or .gz; rename it")
     return name.removesuffix(".txt")
 

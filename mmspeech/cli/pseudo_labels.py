@@ -56,6 +56,8 @@ def run(
                     writer.write(pseudo_labels.with_label(cut, heard[cut.id], origin))
                 else:
                     dropped.write(json.dumps({"item": cut.id, "reason": broken}) + "\n")
+        if not report.kept and set(report.dropped) == {"not decoded"}:
+            raise UserError(f"{decoded}: has no hypothesis of the cuts in {cuts}; give those that were decoded")
         if not report.kept:
             raise UserError(f"{decoded}: no hypothesis is good enough ({'; '.join(report.lines[1:])}); relax the rules")
         files.write_json(folder / "report.json", report.facts)

@@ -236,13 +236,14 @@ def score_noise(
 ) -> None:
     """Error rates in noise as VATLM's Table IV has them: systems and inputs down, noises and SNRs across, averages.
 
-    Collects all score.json files below the folders; prints the table and writes noise.md and noise.tsv.
+    Scores what is not scored yet below the folders; prints the table and writes noise.md and noise.tsv.
 
-    Run before: `mmspeech decode --noise-grid`, and `mmspeech score wer` on what it wrote.
+    Run before: `mmspeech decode --noise-grid`.
 
     Example: `mmspeech score noise exp/av`
     """
     out = out or experiments[0] / "report"
+    score_the_rest(experiments)
     scores = table.collect(experiments)
     console = terminal()
     for grid in noise_table.write(scores, out):
@@ -275,11 +276,7 @@ def score_report(
     """
     out = out or experiments[0] / "report"
     rows = [load_row(path) for path in against or ()]
-    for folder in sorted({path.parent for one in experiments for path in table.visible(one, "hyp.jsonl")}):
-        if not (folder / "ref.jsonl").exists() or not wer.read_texts(folder / "ref.jsonl"):
-            say(f"{folder}: decoded without transcripts, so there is nothing to score")
-        elif not (folder / "score.json").exists():
-            (bleu_score if metric_of(text_of(folder)) == "bleu" else wer).score_folder(folder)
+    score_the_rest(experiments)
     scores = table.collect(experiments)
     compared = [beside_paper.beside(row, scores) for row in rows]
     made = table.write(scores, out)
@@ -290,6 +287,15 @@ def score_report(
     write_against(compared, out)
     path = report.write(experiments, scores, chosen, out, compared)
     say(f"report: {path.resolve()}")
+
+
+def score_the_rest(experiments: Iterable[Path]) -> None:
+    """Score what was decoded below the folders and is not scored yet."""
+    for folder in sorted({path.parent for one in experiments for path in table.visible(one, "hyp.jsonl")}):
+        if not (folder / "ref.jsonl").exists() or not wer.read_texts(folder / "ref.jsonl"):
+            say(f"{folder}: decoded without transcripts, so there is nothing to score")
+        elif not (folder / "score.json").exists():
+            (bleu_score if metric_of(text_of(folder)) == "bleu" else wer).score_folder(folder)
 
 
 def write_against(several: list[beside_paper.Beside], out: Path) -> None:

@@ -17,6 +17,7 @@ from rich import box
 from rich.text import Text
 
 from mmspeech import files
+from mmspeech.data.cutfiles import files_in
 from mmspeech.errors import UserError
 from mmspeech.plan import Row, describe_hours
 from mmspeech.scoring import table
@@ -135,7 +136,11 @@ def measured_on(folder: Path) -> tuple[Material | None, Material | None, Materia
 def _trained_on(folder: Path) -> Material | None:
     """What a run that wrote a folder, with data.json in it, was trained on."""
     data = _read(folder / "data.json")
-    return material(tuple(map(Path, _cuts_of(data))), data.get("max_items"))
+    try:
+        cuts = tuple(files_in(list(map(Path, _cuts_of(data)))))
+    except UserError:  # a folder that is empty by now
+        return None
+    return material(cuts, data.get("max_items"))
 
 
 @functools.lru_cache(maxsize=64)
@@ -146,10 +151,12 @@ def material(cuts: tuple[Path, ...], max_items: int | None = None) -> Material |
     try:
         for path in cuts:
             with gzip.open(path, "rt", encoding="utf-8") as file:
-                for line in file:
+                for number, line in enumerate(file):
                     if max_items is not None and items == max_items:
                         break
                     if '"recording"' not in line:  # text alone has no hours of speech
+                        if number == 0:  # one of thousands of files of it
+                            break
                         continue
                     cut = json.loads(line)
                     corpora[str((cut.get("custom") or {}).get("corpus") or UNKNOWN)] = None

@@ -94,7 +94,7 @@ def collect(folders: Sequence[Path]) -> list[Score]:
                 found[path.resolve()] = read_score(path)
     if not found:
         raise UserError(
-            f"{', '.join(map(str, folders))}: no score.json below; run `mmspeech score wer` on decoded sets"
+            f"{', '.join(map(str, folders))}: no score.json below; decode, then run `mmspeech score report` on them"
         )
     return list(found.values())
 
@@ -216,9 +216,12 @@ def with_distinct_labels(scores: Iterable[Score]) -> list[Score]:
     cells: dict[tuple[str, ...], set[Path]] = {}
     for score in scores:
         cells.setdefault((score.label, score.set, score.metric, *score.column), set()).add(score.folder)
-    ambiguous = {key[0] for key, folders in cells.items() if len(folders) > 1}
+    shared = [(key[0], folders) for key, folders in cells.items() if len(folders) > 1]
+    ambiguous = {label for label, _ in shared}
+    still = {label for label, folders in shared if len(set(map(_experiment, folders))) < len(folders)}
+    places = {score.folder: score.folder if score.label in still else _experiment(score.folder) for score in scores}
     return [
-        replace(score, label=f"{score.label} ({_experiment(score.folder)})") if score.label in ambiguous else score
+        replace(score, label=f"{score.label} ({places[score.folder]})") if score.label in ambiguous else score
         for score in scores
     ]
 
@@ -395,4 +398,4 @@ def _escaped(text: str) -> str:
 
 
 def _experiment(folder: Path) -> Path:
-    return folder.parent.parent if folder.parent.name == "decode" else folder
+    return folder.parent.parent if folder.parent.name == "decode" else folder.parent

@@ -232,8 +232,10 @@ class Stage:
         record = next((one for one in records if one["settings"].keys() == self.settings.keys()), None)
         if record is None:
             if any(self.output.iterdir()):
-                other = sorted(records[0]["settings"].keys() ^ self.settings.keys()) if records else []
-                made = f", made with{'out' if other[0] in self.settings else ''} `{other[0]}`" if other else ""
+                made = ""
+                if records:  # say one setting that only one of the two has
+                    key = min(records[0]["settings"].keys() ^ self.settings.keys())
+                    made = f", made without `{key}`" if key in self.settings else f", made with `{key}`"
                 raise UserError(f"{self.output}: holds files of another origin{made}; give an empty or a new folder")
             return
         for key, there in record["settings"].items():

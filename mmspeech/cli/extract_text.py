@@ -195,7 +195,8 @@ def run(
 def stem_of(path: Path) -> str:
     """`cantab.txt.gz`, `cantab.gz` -> cantab. Raises UserError for another kind of file."""
     name = path.name.removesuffix(".gz")
-    if Path(name).suffix not in ((".txt", "") if name != path.name else (".txt",)):
+    plain = name == path.name
+    if not name.endswith(".txt") and (plain or "." in name):  # cuts.jsonl.gz holds none
         raise UserError(f"{path}: expected sentences, one per line, in a file .txt, .txt.gz or .gz; rename it")
     return name.removesuffix(".txt")
 
